@@ -1,0 +1,348 @@
+"""How fast training is, side by side with bare TRL on the same machine: `make bench` (about 20 minutes, two cores).
+
+Contenders, each in a process of its own, taking turns so that a busy machine slows all alike:
+
+- trl: TRL 1.12.0 on stock transformers and peft, in an environment of its own (`--peer-python`); 1.15 does not
+  train on a CPU without Unsloth
+- unsloth: the same loop, with the model loaded through Unsloth
+- recipe: `recipes/gsm8k_grpo.py` as a user runs it, timed by its own metrics.jsonl
+- model, vllm: the recipe with each engine for rollouts and evaluation, where vLLM is installed
+
+Equal for all: SmolLM2-135M in 16 bit, LoRA of rank 16 on all seven projections, no gradient checkpointing, and the
+sample data; SFT steps of 8 worked examples, GRPO steps of 32 completions (4 problems x 8, micro-batches of 8) of
+exactly 48 tokens. The lengths are equal because the model is given an end token that it never writes.
+
+A step lasts from its trainer's `on_step_begin` to `on_step_end`: the recipe's rewards and callbacks lie inside,
+checkpoints outside. The first step of every process is a warm-up and is left out.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from eval.files import write_json_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+NEVER_WRITTEN = "<empty_output>"  # a special token of SmolLM2's vocabulary that no chat contains
+EXAMPLES, PROBLEMS, GROUP, TOKENS, MAX_LENGTH, RANK = 8, 4, 8, 48, 512, 16
+EVALUATED = 64  # problems, once greedily and once sampled, when engines are compared
+SEED = 3407
+# What is timed, whose time, the peer's, and the largest ratio of the two.
+BARS = [
+    ("SFT step", "recipe", "trl", 0.75),
+    ("GRPO step", "recipe", "trl", 0.85),
+    ("SFT step", "recipe", "unsloth", 1.03),
+    ("GRPO step", "recipe", "unsloth", 1.03),
+    ("GRPO step", "vllm", "model", 0.8),
+    ("evaluation", "vllm", "model", 0.4),
+]
+Seconds = dict[str, list[float]]  # what is timed: seconds
+
+
+def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
+    """SFT, then GRPO on the same model, with nothing but TRL and, for `library` "unsloth", Unsloth's two calls.
+
+    Returns "seconds" ("SFT step", "GRPO step", and "of which generation": one value a step), "dtype" of the frozen
+    weights, "threads" and "versions". Raises RuntimeError where completions did not come out at equal length.
+    """
+    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    if library == "unsloth":
+        from unsloth import FastLanguageModel
+
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            folder, max_seq_length=MAX_LENGTH, load_in_4bit=False
+        )
+        model = FastLanguageModel.get_peft_model(
+            model, r=RANK, lora_alpha=RANK, target_modules=projections, use_gradient_checkpointing=False
+        )
+    else:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=projections, task_type="CAUSAL_LM")
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16"), lora)
+
+    import torch
+    import transformers
+    import trl
+
+    from data import gsm8k
+
+    seconds: Seconds = defaultdict(list)
+
+    class Clock(transformers.TrainerCallback):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.monotonic()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds[self.name].append(time.monotonic() - self.began)
+
+    def timed(generate: Callable) -> Callable:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            began = time.monotonic()
+            output = generate(*args, **kwargs)
+            seconds["of which generation"].append(time.monotonic() - began)
+            return output
+
+        return wrapper
+
+    def answer_length(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    train = gsm8k.load("train", source="sample")
+    with tempfile.TemporaryDirectory() as output:
+        shared: dict[str, Any] = {
+            "output_dir": output,
+            "max_steps": steps,
+            "per_device_train_batch_size": EXAMPLES,
+            "gradient_checkpointing": False,
+            "seed": SEED,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        trl.SFTTrainer(
+            model,
+            trl.SFTConfig(**shared, max_length=MAX_LENGTH, completion_only_loss=True),
+            train_dataset=gsm8k.worked_examples(train, limit=steps * EXAMPLES),
+            processing_class=tokenizer,
+            callbacks=[Clock("SFT step")],
+        ).train()
+        config = trl.GRPOConfig(
+            **shared,
+            gradient_accumulation_steps=PROBLEMS,
+            num_generations=GROUP,
+            max_completion_length=TOKENS,
+        )
+        trainer = trl.GRPOTrainer(
+            model,
+            answer_length,
+            config,
+            train_dataset=train,
+            processing_class=tokenizer,
+            callbacks=[Clock("GRPO step")],
+        )
+        trainer._generate = timed(trainer._generate)
+        trainer.train()
+    _require_equal_lengths(library, trainer.state.log_history)
+    return {
+        "seconds": seconds,
+        "dtype": str(model.get_base_model().get_input_embeddings().weight.dtype),
+        "threads": torch.get_num_threads(),
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
+    }
+
+
+def run_bare_loop(library: str, python: str, folder: Path, steps: int) -> dict[str, Any]:
+    """`bare_loop` in a process of `python`; the same keys."""
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / "out.json"
+        _run([python, "-m", "eval.bench_training", "--bare-loop", library, str(folder), str(steps), str(out)])
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def run_recipe(folder: Path, steps: int, *, engine: str, warmup_steps: int, problems: int) -> dict[str, Any]:
+    """The recipe as a user runs it. Returns its results.json with "seconds" replaced: "SFT step", "GRPO step" (one
+    value a step) and "evaluation" (the one after training, whose engine has warmed up)."""
+    with tempfile.TemporaryDirectory() as output:
+        options = {
+            "model": folder,
+            "source": "sample",
+            "rollouts": engine,
+            "lora-rank": RANK,
+            "max-seq-length": MAX_LENGTH,
+            "warmup-steps": warmup_steps,
+            "max-steps": steps,
+            "prompts-per-step": PROBLEMS,
+            "num-generations": GROUP,
+            "max-completion-length": TOKENS,
+            "eval-problems": problems,
+            "eval-samples": 1,
+            "seed": SEED,
+            "output-dir": output,
+        }
+        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        _run([sys.executable, "recipes/gsm8k_grpo.py", "--no-load-in-4bit", *arguments])
+        (results_file,) = Path(output).glob("*/*/*/results.json")
+        results = json.loads(results_file.read_text(encoding="utf-8"))
+        lines = (results_file.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = [json.loads(line) for line in lines]
+    _require_equal_lengths("recipe", metrics)
+    seconds: Seconds = {"evaluation": [results["seconds"]["evaluate after"]]}
+    for name, phase in (("SFT step", "warm start"), ("GRPO step", "grpo")):
+        seconds[name] = [line["seconds"] for line in metrics if line["phase"] == phase]
+    return {**results, "seconds": seconds}
+
+
+def _require_equal_lengths(who: str, metrics: list[dict[str, Any]]) -> None:
+    lengths = {line["completions/mean_length"] for line in metrics if "completions/mean_length" in line}
+    if lengths != {TOKENS}:
+        raise RuntimeError(f"{who}: completions of {sorted(lengths)} tokens on average, and not {TOKENS}")
+
+
+def _run(command: list[str]) -> None:
+    """Run to the end, offline and silent; RuntimeError with the last lines of output where it fails."""
+    # Everything is on this machine, and offline no library calls home.
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError("\n".join([f"{command[:4]} failed:", *done.stdout.splitlines()[-15:]]))
+
+
+def endless_model(folder: Path) -> Path:
+    """Write SmolLM2 with an end token that it never writes into the empty `folder`, so that every completion runs to
+    its limit in every library without an option of its own. Returns `folder`."""
+    # As a command: rewards, data and eval import nothing of the recipes.
+    ask = "from recipes.common.smollm2 import converted_folder; print(converted_folder())"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, check=True, capture_output=True, text=True)
+    source = Path(done.stdout.strip())
+    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    (never,) = (token["id"] for token in tokenizer["added_tokens"] if token["content"] == NEVER_WRITTEN)
+    for name, change in (
+        ("config.json", {"eos_token_id": never}),
+        ("generation_config.json", {"eos_token_id": never}),
+        ("tokenizer_config.json", {"eos_token": NEVER_WRITTEN}),
+    ):
+        write_json_atomic(folder / name, json.loads((source / name).read_text(encoding="utf-8")) | change)
+    for name in ("tokenizer.json", "model.safetensors"):
+        (folder / name).symlink_to(source / name)
+    return folder
+
+
+def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
+    """Run every contender `rounds` times in turn.
+
+    Returns "seconds" ({what: {contender: [...]}}, warm-up steps left out) and "about", the last round's further
+    findings of each contender.
+    """
+    with_vllm = importlib.util.find_spec("vllm") is not None
+    about: dict[str, Any] = {}
+    seconds: dict[str, Seconds] = defaultdict(lambda: defaultdict(list))
+    with tempfile.TemporaryDirectory(prefix="smollm2-endless-") as model:
+        folder = endless_model(Path(model))
+        whole = {"warmup_steps": steps, "problems": EXAMPLES}
+        engines = {"warmup_steps": 0, "problems": EVALUATED}
+        contenders: dict[str, Callable[[], dict[str, Any]]] = {
+            "trl": lambda: run_bare_loop("trl", peer_python, folder, steps),
+            "unsloth": lambda: run_bare_loop("unsloth", sys.executable, folder, steps),
+            "recipe": lambda: run_recipe(folder, steps, engine="model", **whole),
+        }
+        if with_vllm:
+            contenders["model"] = lambda: run_recipe(folder, steps, engine="model", **engines)
+            contenders["vllm"] = lambda: run_recipe(folder, steps, engine="vllm", **engines)
+        for turn in range(1, rounds + 1):
+            for name, run in contenders.items():
+                began = time.monotonic()
+                about[name] = run()
+                for what, values in about[name].pop("seconds").items():
+                    seconds[what][name] += values if what == "evaluation" else values[1:]
+                print(f"round {turn} of {rounds}: {name}, {time.monotonic() - began:.0f} s", flush=True)
+    return {"seconds": seconds, "about": about}
+
+
+def judge(seconds: dict[str, Seconds]) -> list[dict[str, Any]]:
+    """The bars that were measured: "what", "whose", "peer", "ratio" of medians, "bar" and whether it is "met"."""
+    rows = []
+    for what, whose, peer, bar in BARS:
+        times = seconds.get(what, {})
+        if times.get(whose) and times.get(peer):
+            ratio = statistics.median(times[whose]) / statistics.median(times[peer])
+            row = {"what": what, "whose": whose, "peer": peer, "ratio": round(ratio, 3), "bar": bar}
+            rows.append({**row, "met": ratio <= bar})
+    return rows
+
+
+def main() -> int:
+    """Print the table and write it to eval/results/; 0 where every bar is met, 1 where one is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="steps of each kind and process, the first a warm-up"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="how often each contender takes its turn")
+    parser.add_argument("--bare-loop", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.bare_loop:
+        library, folder, steps, out = args.bare_loop
+        write_json_atomic(Path(out), bare_loop(library, folder, int(steps)))
+        return 0
+    if args.steps < 2 or args.rounds < 1:
+        parser.error("--steps must be at least 2, since the first is a warm-up, and --rounds at least 1")
+    peer_python = ROOT / args.peer_python
+    if not peer_python.exists():
+        parser.error(f"there is no {args.peer_python}: `make bench` makes it")
+
+    found = measure(str(peer_python), args.steps, args.rounds)
+    seconds, about, bars = found["seconds"], found["about"], judge(found["seconds"])
+    print(f"\n{about['recipe']['machine']}; medians of {args.rounds} x {args.steps - 1} steps, in seconds")
+    for what, times in seconds.items():
+        for name, values in times.items():
+            if values and (
+                what != "evaluation" or name != "recipe"
+            ):  # the recipe's own is a token few problems
+                print(
+                    f"{what:20}{name:10}{statistics.median(values):8.2f}   {min(values):.2f} to {max(values):.2f}"
+                )
+    print()
+    for row in bars:
+        ratio = f"{row['what']}: {row['whose']} / {row['peer']}"
+        print(
+            f"{ratio:34}{row['ratio']:6.2f}   at most {row['bar']:.2f}: {'met' if row['met'] else 'MISSED'}"
+        )
+    if "vllm" not in about:
+        print("vLLM: not measured; `make setup-vllm` adds it")
+
+    recipe = about["recipe"]
+    folder = ROOT / "eval" / "results" / re.sub(r"[^a-z0-9]+", "-", recipe["machine"].lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{date.today().isoformat()}-training.json"
+    write_json_atomic(
+        path,
+        {
+            "date": date.today().isoformat(),
+            "machine": recipe["machine"],
+            "git_commit": recipe["git_commit"],
+            "rounds": args.rounds,
+            "steps": args.steps,
+            "bars": bars,
+            "seconds": {
+                what: {
+                    name: [round(value, 3) for value in values] for name, values in times.items() if values
+                }
+                for what, times in seconds.items()
+            },
+            "versions": recipe["versions"],
+            "bare_loops": {name: about[name] for name in ("trl", "unsloth")},
+        },
+    )
+    print(f"\nWritten to {path.relative_to(ROOT)}")
+    return 0 if all(row["met"] for row in bars) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,35 @@
+"""Files that are either complete or absent: a killed run or a full disk never leaves half of one."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, which afterwards holds all of it or what it held before.
+
+    Raises OSError (full disk, missing or unwritable folder), and then removes the temporary file beside
+    `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # no rename across file systems
+    try:
+        with open(temporary, "wb") as file:
+            # A model or a command line may hold a lone surrogate, which UTF-8 cannot express. It is written
+            # as \udXXX, which JSON reads back as the same character.
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json_atomic(path: Path, obj: Any) -> None:
+    """Write `obj` as indented JSON to `path`, atomically.
+
+    Raises ValueError for NaN or infinity, which JSON cannot express, TypeError for other such
+    objects, and OSError.
+    """
+    write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,387 @@
+"""The two documents that a run leaves for people: `report.html` and the adapter's model card.
+
+Both are views of `results.json`, `metrics.jsonl` and `completions.jsonl` and can be made again from them. The
+report is one file that runs no script and requests nothing. What a model wrote is taken as hostile:
+everything is escaped, and a content security policy forbids scripts and requests should escaping ever fail.
+"""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eval.files import write_text_atomic
+from eval.metrics import accuracy_change, format_p, verdict
+
+SHOWN_PROBLEMS = 5
+SHOWN_CHARACTERS = 4_000  # x 5 problems x 3 stages x 5 characters per escaped one: 300 KB at worst
+CURVE_POINTS = 300  # about one per pixel of a chart
+
+# Label, key in a stage's summary, key of its interval, unit: the rows of the before/after table.
+STAGE_ROWS = (
+    ("Accuracy, greedy", "accuracy", "ci95", "percent"),
+    ("Accuracy, sampled", "sampled_accuracy", None, "percent"),
+    ("Format rate, greedy", "format_rate", "format_ci95", "percent"),
+    ("Format rate, sampled", "sampled_format_rate", None, "percent"),
+    ("Truncated, of all", "truncation_rate", None, "percent"),
+    ("Tokens, greedy", "mean_length", None, "tokens"),
+    ("Tokens, sampled", "sampled_mean_length", None, "tokens"),
+    ("Reward, sampled", "sampled_reward", "sampled_reward_ci95", "number"),
+)
+# Label, key in a comparison, unit: the rows of the table of paired differences.
+DIFFERENCE_ROWS = (
+    ("Accuracy, greedy", "accuracy", "points"),
+    ("Accuracy, sampled", "sampled_accuracy", "points"),
+    ("Format rate, greedy", "format_rate", "points"),
+    ("Reward, sampled", "sampled_reward", "difference"),
+)
+# Unit: factor, format, what follows the number.
+UNITS = {
+    "percent": (100, ".1f", " %"),
+    "points": (100, "+.1f", " points"),
+    "number": (1, ".3f", ""),
+    "difference": (1, "+.3f", ""),
+    "tokens": (1, ".0f", ""),
+}
+
+# Charts are drawn in these stand-in colours, which the page replaces with its own, light or dark.
+COLOURS = {"ink": "#010101", "muted": "#020202", "line": "#030303", "accent": "#040404"}
+
+
+class Cell(NamedTuple):
+    """A number of a table, its 95 % interval, and for a bar (value, low, high) in percent."""
+
+    text: str
+    interval: str = ""
+    bar: tuple[float, float, float] | None = None
+
+
+Row = tuple[str, list[Cell]]
+
+
+def write_report(
+    path: Path,
+    results: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    completions: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the run's report to `path` as one self-contained HTML page, atomically.
+
+    `results` is the content of `results.json`: stages as from `summarise`, comparisons as from `compare`.
+    `metrics` are the lines of `metrics.jsonl`: "phase" ("warm start" or "grpo"), "step" and the trainer's own
+    keys; a curve without data is left out. `completions` are the records of every stage (see `eval.metrics`).
+    """
+    problems, choice = pick_problems(completions, [stage["name"] for stage in results["stages"]])
+    comparisons, whole = results["comparisons"], _whole(results)
+    memory = {kind: gib for kind, gib in results["peak_memory_gib"].items() if gib is not None}
+    page = _template("report.html.j2").render(
+        results=results,
+        verdict=headline(results),
+        unfinished=_unfinished(results),
+        parts=[(_credit(results, pair), verdict(pair)) for pair in comparisons if pair is not whole],
+        reasons=_reasons(results, metrics),
+        stage_columns=[(stage["name"], "") for stage in results["stages"]],
+        stage_rows=_stage_rows(results["stages"]),
+        difference_columns=_difference_columns(results),
+        difference_rows=_difference_rows(comparisons),
+        charts=_charts(metrics),
+        problems=problems,
+        choice=choice,
+        seconds={phase: _duration(seconds) for phase, seconds in results["seconds"].items()},
+        memory={kind: f"{gib:.2f} GiB" for kind, gib in memory.items()},
+        versions={**results["versions"], "git commit": results["git_commit"] or "unknown"},
+    )
+    write_text_atomic(path, page)
+
+
+def write_model_card(path: Path, results: Mapping[str, Any]) -> None:
+    """Write the adapter's model card (Markdown with the hub's YAML front matter) to `path`, atomically."""
+    dataset, _, method = results["recipe"].rpartition("_")
+    base_model = results["base_model"]
+    card = _template("model_card.md.j2").render(
+        results=results,
+        verdict=headline(results),
+        unfinished=_unfinished(results),
+        stage_columns=[(stage["name"], "") for stage in results["stages"]],
+        stage_rows=_stage_rows(results["stages"]),
+        difference_columns=_difference_columns(results),
+        difference_rows=_difference_rows(results["comparisons"]),
+        dataset=dataset,
+        method=method.upper(),
+        # The hub refuses a card whose base model is not an id, and a local folder is nobody else's business.
+        base_model=base_model if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model) else None,
+        licence=(results.get("licence") or "").lower().replace(" ", "-"),
+    )
+    write_text_atomic(path, card)
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The verdict on the whole run, first stage against last: one sentence without a full stop."""
+    whole = _whole(results)
+    return verdict(whole) if whole else "fewer than two stages were measured, so there is nothing to compare"
+
+
+def pick_problems(
+    completions: Iterable[Mapping[str, Any]], stages: Sequence[str]
+) -> tuple[list[list[Mapping[str, Any]]], str]:
+    """Choose up to five problems that have a greedy completion in every stage, and say how they were chosen.
+
+    Problems solved only in the last stage and problems solved only in the first take turns, so that losses
+    show as readily as gains; unchanged ones fill what is left. Returns, per problem, its records in the order
+    of `stages`, and a sentence.
+    """
+    greedy: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for record in completions:
+        if record["kind"] == "greedy":
+            greedy.setdefault(record["index"], {})[record["stage"]] = record
+    everywhere = [found for _, found in sorted(greedy.items()) if found.keys() >= set(stages)]
+    rows = [[found[name] for name in stages] for found in everywhere]
+    if not rows or not stages:
+        return [], ""
+
+    def outcome(first: bool, last: bool) -> list[list[Mapping[str, Any]]]:
+        return [row for row in rows if (_solved(row[0]), _solved(row[-1])) == (first, last)]
+
+    gained, lost = outcome(False, True), outcome(True, False)
+    never, always = outcome(False, False), outcome(True, True)
+    turns = chain.from_iterable(chain(zip_longest(gained, lost), zip_longest(never, always)))
+    chosen = [row for row in turns if row is not None][:SHOWN_PROBLEMS]
+    return chosen, (
+        f"{len(chosen)} of {len(rows)} problems, chosen by rule: the {len(gained)} solved only {stages[-1]} "
+        f"and the {len(lost)} solved only {stages[0]} take turns, lowest number first, then the unchanged "
+        f"({len(never)} never, {len(always)} always solved)."
+    )
+
+
+def _solved(record: Mapping[str, Any]) -> bool:
+    return record["scores"].get("correctness_reward") == 1.0
+
+
+def _whole(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The comparison of the first stage with the last, if there are two."""
+    names = [stage["name"] for stage in results["stages"]]
+    pairs = (pair for pair in results["comparisons"] if [pair["from"], pair["to"]] == [names[0], names[-1]])
+    return next(pairs, None)
+
+
+def _credit(results: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
+    """Whose doing a comparison shows: the warm start's, the method's, or that of both together."""
+    if pair["to"] == "warm start":
+        return "Warm start"
+    method = results["recipe"].rpartition("_")[2].upper()
+    warmed = any(stage["name"] == "warm start" for stage in results["stages"])
+    return f"Warm start and {method}" if warmed and pair["from"] != "warm start" else method
+
+
+def _unfinished(results: Mapping[str, Any]) -> str:
+    """How far a run came that stopped before its last step (`--max-hours`); empty for a whole one."""
+    if results.get("complete", True):
+        return ""
+    return "stopped after step {made} of {planned}, and these numbers are of that model".format(
+        **results["steps"]
+    )
+
+
+def _reasons(results: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What in the run's own numbers may explain that accuracy did not rise; empty where it did."""
+    whole = _whole(results)
+    if whole is None or accuracy_change(whole) > 0:
+        return []
+    steps = [line for line in metrics if line.get("phase") == "grpo"]
+    first, last = results["stages"][0], results["stages"][-1]
+    low, high = whole["accuracy"]["ci95"] or (-1, 1)
+    flat, cut = _average(steps, "frac_reward_zero_std"), _average(steps, "completions/clipped_ratio")
+    reasons = []
+    if accuracy_change(whole) == 0 and high - low > 0.1:
+        reasons.append(
+            f"The measurement is coarse: its interval is {100 * (high - low):.0f} points wide. More held-out "
+            "problems would make a smaller change visible."
+        )
+    if flat is not None and flat > 0.5:
+        reasons.append(
+            f"{100 * flat:.0f} % of the groups got the same reward throughout and taught nothing: the "
+            "problems are too easy or too hard for this model, or the groups too small."
+        )
+    if cut is not None and cut > 0.2:
+        reasons.append(f"{100 * cut:.0f} % of the training completions hit the length limit: raise it.")
+    if first["accuracy"] > 0.9:
+        reasons.append(f"The model solved {100 * first['accuracy']:.0f} % of the problems before training.")
+    if last["format_rate"] is not None and last["format_rate"] < 0.5:
+        reasons.append(
+            f"Only {100 * last['format_rate']:.0f} % of the completions end up well formed, and only what "
+            "stands in the answer block is graded: warm up for longer."
+        )
+    return reasons
+
+
+def _average(lines: Iterable[Mapping[str, Any]], key: str) -> float | None:
+    found = [line[key] for line in lines if _is_number(line.get(key))]
+    return sum(found) / len(found) if found else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The before/after table: one cell per stage."""
+    rows = []
+    for label, key, ci, unit in STAGE_ROWS:
+        cells = []
+        for stage in stages:
+            value, ends = stage[key], stage[ci] if ci else None
+            bar = (100 * value, 100 * ends[0], 100 * ends[1]) if ends and unit == "percent" else None
+            cells.append(Cell(_quantity(value, unit), _interval(ends, unit), bar))
+        rows.append((label, cells))
+    for name in dict.fromkeys(name for stage in stages for name in stage["rewards"]):
+        means = [stage["rewards"].get(name) for stage in stages]
+        rows.append((f"{name}, sampled", [Cell(_quantity(mean, "number")) for mean in means]))
+    rows.append(("Problems (n)", [Cell(str(stage["n"])) for stage in stages]))
+    if any(stage["ungraded"] for stage in stages):
+        rows.append(("Left out, ungradable", [Cell(str(stage["ungraded"])) for stage in stages]))
+    return rows
+
+
+def _difference_columns(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(_credit(results, pair), f"{pair['from']} → {pair['to']}") for pair in results["comparisons"]]
+
+
+def _difference_rows(pairs: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The table of paired differences: one cell per comparison."""
+    rows = []
+    for label, key, unit in DIFFERENCE_ROWS:
+        found = [pair[key] for pair in pairs]
+        rows.append((label, [Cell(_quantity(x["delta"], unit), _interval(x["ci95"], unit)) for x in found]))
+    for label, key in (("Newly solved", "gained"), ("No longer solved", "lost")):
+        rows.append((label, [Cell(str(pair["accuracy"][key])) for pair in pairs]))
+    rows.append(("McNemar, exact", [Cell(format_p(pair["accuracy"]["p"])) for pair in pairs]))
+    rows.append(("Problems (n)", [Cell(str(pair["n"])) for pair in pairs]))
+    return rows
+
+
+def _quantity(value: float | None, unit: str) -> str:
+    factor, number, suffix = UNITS[unit]
+    return "not measured" if value is None else f"{factor * value:{number}}{suffix}"
+
+
+def _interval(ci95: Sequence[float] | None, unit: str) -> str:
+    factor, number, _ = UNITS[unit]
+    return " to ".join(f"{factor * end:{number}}" for end in ci95) if ci95 else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _clip(text: str) -> str:
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    hidden = len(text) - SHOWN_CHARACTERS
+    return f"{text[:SHOWN_CHARACTERS]}\n[{hidden:,} more characters in completions.jsonl]"
+
+
+def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(title, SVG) of every curve that has data, in reading order."""
+    functions = dict.fromkeys(
+        key.split("/")[1] for line in metrics for key in line if re.fullmatch(r"rewards/[^/]+/mean", key)
+    )
+    wanted = [
+        ("Reward, weighted total", "grpo", "reward", None),
+        *((name, "grpo", f"rewards/{name}/mean", "share") for name in functions),
+        ("Groups without a signal (zero variance)", "grpo", "frac_reward_zero_std", "percent"),
+        ("Completion length, tokens", "grpo", "completions/mean_length", None),
+        ("Truncated completions", "grpo", "completions/clipped_ratio", "percent"),
+        ("Warm start: loss", "warm start", "loss", None),
+    ]
+    charts = []
+    for title, phase, key, unit in wanted:
+        lines = [line for line in metrics if line.get("phase") == phase and _is_number(line.get(key))]
+        # By step: a resumed run repeats the steps after its checkpoint, and the later line is the one kept.
+        points = {line["step"]: line[key] for line in lines}
+        if points:
+            charts.append((title, _svg(title, sorted(points.items()), unit)))
+    return charts
+
+
+def _svg(title: str, points: Sequence[tuple[int, float]], unit: str | None) -> str:
+    """Draw one curve: raw values thin, running mean strong. `unit`: None, "share" (of 1) or "percent"."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    steps, values = (_thinned(column) for column in zip(*points, strict=True))
+    style = {
+        "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own font
+        "svg.hashsalt": title,  # the same run gives the same bytes, and no two charts share an id
+        "text.color": COLOURS["ink"],
+        "axes.labelcolor": COLOURS["muted"],
+        "xtick.color": COLOURS["muted"],
+        "ytick.color": COLOURS["muted"],
+        "axes.edgecolor": COLOURS["line"],
+        "grid.color": COLOURS["line"],
+        "font.size": 8.5,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(3.6, 1.9), layout="constrained")
+        axes = figure.add_subplot()
+        if len(values) < 10:
+            axes.plot(steps, values, color=COLOURS["accent"], linewidth=1.6, marker="o", markersize=3.5)
+        else:
+            axes.plot(steps, values, color=COLOURS["accent"], linewidth=0.8, alpha=0.4)
+            axes.plot(steps, _smoothed(values, len(values) // 10), color=COLOURS["accent"], linewidth=2)
+        if unit:
+            axes.set_ylim(-0.04, 1.04)
+            axes.set_yticks([0, 0.5, 1])
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        if unit == "percent":
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("step")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.grid(axis="y", linewidth=0.6)
+        drawing = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(drawing, format="svg", transparent=True, metadata=no_metadata)
+    svg = drawing.getvalue()
+    svg = svg[svg.index("<svg") :]  # an XML prologue and a document type have no place inside a page
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # names such as "axes_1", the same in every chart
+    svg = re.sub(r'^<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg)  # no fixed width
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    """Means of equal runs of `values`, at most CURVE_POINTS of them: a long run makes no heavy page."""
+    size = math.ceil(len(values) / CURVE_POINTS)
+    return [sum(run) / len(run) for run in (values[i : i + size] for i in range(0, len(values), size))]
+
+
+def _smoothed(values: Sequence[float], reach: int) -> list[float]:
+    """Running mean over each value and `reach` neighbours on either side; centred, it does not lag."""
+    runs = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(run) / len(run) for run in runs]
+
+
+def _template(name: str) -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["clip"] = _clip
+    return environment.get_template(name)

@@ -1,0 +1,206 @@
+"""Held-out problems, sampled and graded: the same prompts, engine and rewards at every stage of a run.
+
+A stage is a list of records, one for every completion, and is what `eval.metrics` summarises and compares.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Messages = list[dict[str, str]]
+Reward = Callable[..., list[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote: text without special tokens, length in tokens, and whether the limit cut it off."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+class Sampler(Protocol):
+    """An engine that completes conversations. Temperature 0 is greedy; top-p and top-k are off, because GRPO
+    optimises the whole distribution and a narrowed one would measure another policy than the one trained."""
+
+    name: str
+    batch_size: int
+
+    def sample(
+        self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int
+    ) -> list[Completion]:
+        """One completion for each of at most `batch_size` prompts."""
+        ...
+
+
+class ModelSampler:
+    """Completes through the model itself (`generate`): slower than vLLM, there wherever it trains."""
+
+    name = "model"
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 128) -> None:
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+
+    def sample(
+        self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int
+    ) -> list[Completion]:
+        import torch
+        from unsloth import FastLanguageModel
+
+        FastLanguageModel.for_inference(self.model)
+        encoded = self.tokenizer.apply_chat_template(
+            prompts,
+            add_generation_prompt=True,
+            padding=True,
+            padding_side="left",
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        # A forked generator: how often a run evaluates must not change what it trains on.
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(seed)
+            output = self.model.generate(
+                **encoded,
+                max_new_tokens=max_tokens,
+                do_sample=temperature > 0,
+                temperature=temperature or None,
+                top_p=1.0 if temperature else None,
+                top_k=0 if temperature else None,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        FastLanguageModel.for_training(self.model)
+        completions = output[:, encoded["input_ids"].shape[1] :].tolist()
+        return [self._completion(ids) for ids in completions]
+
+    def _completion(self, ids: list[int]) -> Completion:
+        stop = self.model.generation_config.eos_token_id
+        stops = set(stop) if isinstance(stop, list) else {stop}
+        end = next((i for i, token in enumerate(ids) if token in stops), None)
+        kept = ids if end is None else ids[: end + 1]
+        return Completion(self.tokenizer.decode(kept, skip_special_tokens=True), len(kept), end is None)
+
+
+class VllmSampler:
+    """Completes through the vLLM engine in this process that the rollouts use.
+
+    `prepare` brings the engine up to date with the trained weights and returns the LoRA request to generate
+    with, or None where the weights were merged into the engine.
+    """
+
+    name = "vllm"
+
+    def __init__(self, llm: Any, tokenizer: Any, prepare: Callable[[], Any], batch_size: int = 128) -> None:
+        self.llm, self.tokenizer, self.prepare, self.batch_size = llm, tokenizer, prepare, batch_size
+
+    def sample(
+        self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int
+    ) -> list[Completion]:
+        from vllm import SamplingParams
+
+        lora = self.prepare()
+        ids = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=False)
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in ids],
+            # A seed of its own for every sequence: one for all would give a problem the same text each time.
+            [
+                SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed + i)
+                for i in range(len(ids))
+            ],
+            use_tqdm=False,
+            lora_request=lora,
+        )
+        written = [output.outputs[0] for output in outputs]
+        return [Completion(o.text, len(o.token_ids), o.finish_reason == "length") for o in written]
+
+
+def score(
+    completions: Sequence[str],
+    columns: dict[str, list[Any]],
+    rewards: Sequence[Reward],
+    weights: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Grade texts with the objects that training uses: `{"scores": {name: score}, "reward": float | None}`.
+
+    The reward is the weighted sum over the scores that are not None, as TRL forms it; None where all are.
+    """
+    messages = [[{"role": "assistant", "content": text}] for text in completions]
+    by_reward = {reward.__name__: reward(completions=messages, **columns) for reward in rewards}
+    graded = []
+    for i in range(len(completions)):
+        scores = {name: values[i] for name, values in by_reward.items()}
+        known = [w * s for w, s in zip(weights, scores.values(), strict=True) if s is not None]
+        graded.append({"scores": scores, "reward": sum(known) if known else None})
+    return graded
+
+
+def evaluate(
+    sampler: Sampler,
+    dataset: "Dataset",
+    rewards: Sequence[Reward],
+    weights: Sequence[float],
+    *,
+    stage: str,
+    samples: int,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Complete every problem greedily once and `samples` times at `temperature`, and grade it all.
+
+    Needs the columns `prompt`, `question` and `answer`. Seed and order are the same at every stage, so that
+    stages pair problem by problem. Returns the records of completions.jsonl.
+    """
+    passes = [("greedy", 0, 0.0)] + [("sampled", i, temperature) for i in range(samples)]
+    jobs = [(kind, sample, heat, row) for kind, sample, heat in passes for row in range(len(dataset))]
+    # By temperature, since one call has one, then by length, since a batch pads to its longest prompt.
+    lengths = [len(question) for question in dataset["question"]]
+    jobs.sort(key=lambda job: (job[2], lengths[job[3]], job[1]))
+    records: list[dict[str, Any]] = []
+    started, tokens = time.monotonic(), 0
+    for batch in _batches(jobs, sampler.batch_size):
+        rows = dataset.select([job[3] for job in batch])
+        completions = sampler.sample(
+            rows["prompt"][:], temperature=batch[0][2], max_tokens=max_tokens, seed=seed + len(records)
+        )
+        columns = {name: rows[name][:] for name in rows.column_names if name != "prompt"}
+        grades = score([completion.text for completion in completions], columns, rewards, weights)
+        for (kind, sample, _, row), completion, grade in zip(batch, completions, grades, strict=True):
+            records.append(
+                {
+                    "stage": stage,
+                    "kind": kind,
+                    "index": row,
+                    "sample": sample,
+                    "question": dataset[row]["question"],
+                    "gold": dataset[row]["answer"],
+                    "completion": completion.text,
+                    "tokens": completion.tokens,
+                    "truncated": completion.truncated,
+                    **grade,
+                }
+            )
+        tokens += sum(completion.tokens for completion in completions)
+        _progress(stage, len(records), len(jobs), tokens / (time.monotonic() - started))
+    return sorted(records, key=lambda record: (record["index"], record["kind"], record["sample"]))
+
+
+def _batches(jobs: list[tuple], size: int) -> Iterator[list[tuple]]:
+    start = 0
+    while start < len(jobs):
+        end = start
+        while end < len(jobs) and end - start < size and jobs[end][2] == jobs[start][2]:
+            end += 1
+        yield jobs[start:end]
+        start = end
+
+
+def _progress(stage: str, done: int, total: int, speed: float) -> None:
+    live = sys.stdout.isatty()
+    line = f"  {stage}: {done} of {total} completions, {speed:.0f} tokens/s"
+    print(f"\r{line}" if live else line, end="" if live and done < total else "\n", flush=True)

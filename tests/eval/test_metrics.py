@@ -1,0 +1,329 @@
+import json
+import math
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from eval.metrics import (
+    accuracy_change,
+    bootstrap_mean,
+    compare,
+    format_p,
+    mcnemar,
+    summarise,
+    verdict,
+    wilson,
+)
+
+# A division by zero inside scipy would be a NaN in somebody's results.json.
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def record(index: int, correct: float | None, *, form: float | None = 1.0, **changes: Any) -> dict[str, Any]:
+    """A greedy record of the stage "before" with a correctness and a structure score, weighted alike."""
+    graded = [score for score in (correct, form) if score is not None]
+    return {
+        "stage": "before",
+        "kind": "greedy",
+        "index": index,
+        "sample": 0,
+        "question": f"question {index}",
+        "gold": "4",
+        "completion": "",
+        "tokens": 10,
+        "truncated": False,
+        "scores": {"correctness_reward": correct, "structure_reward": form},
+        "reward": sum(graded) if graded else None,
+    } | changes
+
+
+def stage(name: str, outcomes: list[float | None], **changes: Any) -> list[dict[str, Any]]:
+    """One greedy and two identical sampled records per problem."""
+    return [
+        record(index, outcome, kind=kind, sample=sample, stage=name, **changes)
+        for index, outcome in enumerate(outcomes)
+        for kind, sample in (("greedy", 0), ("sampled", 0), ("sampled", 1))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (8, 10, 0.4902, 0.9433),
+        # Newcombe (1998), Statistics in Medicine 17:857, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (1, 1, 0.2065, 1.0000),
+    ],
+)
+def test_wilson_agrees_with_published_values(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"got {successes} of {n}"):
+        wilson(successes, n)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    [
+        (0, 0, 1.0),
+        (5, 0, 2 / 2**5),
+        (9, 1, 2 * (1 + 10) / 2**10),
+        (1, 9, 2 * (1 + 10) / 2**10),
+        (12, 4, 2 * sum(math.comb(16, k) for k in range(5)) / 2**16),
+        (3, 3, 1.0),
+    ],
+)
+def test_mcnemar_is_the_binomial_tail_counted_by_hand(gained: int, lost: int, p: float) -> None:
+    assert mcnemar(gained, lost) == pytest.approx(p)
+
+
+def test_bootstrap_of_equal_values_has_no_width_and_of_one_value_no_interval() -> None:
+    assert bootstrap_mean([0.25] * 8) == (0.25, 0.25)
+    assert bootstrap_mean([1.0]) is None
+    assert bootstrap_mean([]) is None
+
+
+def test_bootstrap_is_repeatable_and_close_to_the_normal_interval() -> None:
+    rng = random.Random(1)
+    values = [rng.gauss(0.3, 0.5) for _ in range(400)]
+    mean = sum(values) / 400
+    error = 1.96 * math.sqrt(sum((value - mean) ** 2 for value in values) / 400 / 400)
+    assert bootstrap_mean(values) == bootstrap_mean(values)
+    assert bootstrap_mean(values) == pytest.approx((mean - error, mean + error), abs=0.05 * error)
+
+
+def test_bootstrap_covers_the_truth_about_95_times_in_100() -> None:
+    """Paired outcomes as in a run: 30 % gained, 10 % lost, so the true difference is 0.2."""
+    rng = random.Random(0)
+    covered = 0
+    for _ in range(400):
+        low, high = bootstrap_mean(rng.choices([1.0, -1.0, 0.0], [0.3, 0.1, 0.6], k=64), resamples=1_000)
+        covered += low <= 0.2 <= high
+    assert 0.91 <= covered / 400 <= 0.98
+
+
+def test_summary_of_a_stage_counted_by_hand() -> None:
+    records = [
+        record(0, 1.0, tokens=20),
+        record(1, 0.0, tokens=40, form=0.5),
+        record(2, None, tokens=60, truncated=True, form=0.0),
+        record(0, 1.0, kind="sampled", sample=0, tokens=10),
+        record(0, 0.0, kind="sampled", sample=1, tokens=10),
+        record(1, 0.0, kind="sampled", sample=0, tokens=30, form=0.0),
+        record(1, 0.0, kind="sampled", sample=1, tokens=30),
+        record(2, None, kind="sampled", sample=0, tokens=50, form=0.5),
+        record(2, None, kind="sampled", sample=1, tokens=50, form=None),
+    ]
+    summary = summarise(records)
+    interval = summary.pop("sampled_reward_ci95")
+    assert summary == {
+        "name": "before",
+        "n": 2,
+        "ungraded": 1,
+        "accuracy": 0.5,
+        "ci95": [0.0945, 0.9055],
+        "sampled_accuracy": 0.25,  # problem 0: 1/2, problem 1: 0/2
+        "sampled_reward": 0.8333,  # (1 + 2) / 2, (0 + 1) / 2, 0.5 / 1: their mean is 2.5 / 3
+        "format_rate": 0.3333,
+        "format_ci95": [0.0615, 0.7923],
+        "sampled_format_rate": 0.5,  # 2/2, 1/2, 0/1
+        "truncation_rate": 0.1111,
+        "mean_length": 40.0,
+        "sampled_mean_length": 30.0,
+        "rewards": {"correctness_reward": 0.25, "structure_reward": 0.7},
+    }
+    assert interval == [0.5, 1.5]  # the mean of three equal draws of the smallest, or largest, problem
+
+
+def test_every_problem_weighs_the_same_however_many_samples_it_has() -> None:
+    records = [record(0, 1.0), record(1, 0.0)]
+    records += [record(0, 1.0, kind="sampled", sample=sample) for sample in range(9)]
+    records += [record(1, 0.0, kind="sampled")]
+    assert summarise(records)["sampled_accuracy"] == 0.5
+
+
+def test_a_single_problem_and_no_samples_leave_nothing_but_none() -> None:
+    summary = summarise([record(0, 1.0)])
+    assert (summary["n"], summary["accuracy"], summary["ci95"]) == (1, 1.0, [0.2065, 1.0])
+    assert {summary[f"sampled_{name}"] for name in ("reward", "reward_ci95", "mean_length")} == {None}
+    assert summary["rewards"] == {}
+    json.dumps(summary, allow_nan=False)
+
+
+def test_another_recipe_names_its_own_rewards() -> None:
+    records = [record(0, 1.0) | {"scores": {"exact_match_reward": 1.0, "tags_reward": 0.0}}]
+    summary = summarise(records, correct="exact_match_reward", format="tags_reward")
+    assert (summary["accuracy"], summary["format_rate"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "no records"),
+        ([record(0, None), record(1, None)], "none of its 2 greedy completions could be graded"),
+        ([record(0, 1.0, kind="sampled")], "none of its 0 greedy completions"),
+        ([record(0, 1.0), record(1, 1.0, stage="after")], "one stage, got those of after, before"),
+        ([record(3, 1.0), record(3, 0.0)], "problem 3 has more"),
+        ([record(7, 1.0, scores={"tags_reward": 1.0})], "problem 7: expected a score .*found tags_reward"),
+        ([record(7, math.nan)], "problem 7: correctness_reward is nan"),
+        ([record(0, 1.0), record(5, 1.0, kind="sampled", reward=math.inf)], "problem 5: reward is inf"),
+    ],
+)
+def test_unusable_records_are_refused_in_one_sentence(records: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        summarise(records)
+
+
+def test_comparison_counted_by_hand() -> None:
+    before = stage("before", [0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0], form=0.0)
+    after = stage("after", [1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, None])
+    comparison = compare(before, after)
+    assert (comparison["from"], comparison["to"], comparison["n"]) == ("before", "after", 7)
+    accuracy = comparison["accuracy"]
+    assert (accuracy["gained"], accuracy["lost"], accuracy["delta"]) == (3, 1, 0.2857)
+    assert accuracy["p"] == 0.625  # 2 * (1 + 4) / 2**4
+    assert accuracy["ci95"][0] < 0 < accuracy["ci95"][1]
+    assert comparison["format_rate"] == {"delta": 1.0, "ci95": [1.0, 1.0]}
+    assert comparison["sampled_reward"]["delta"] == 1.25  # +2, +2, +2, 0, +1, +1, +1, +1 over eight problems
+    assert comparison["sampled_accuracy"]["delta"] == 0.2857
+    json.dumps(comparison, allow_nan=False)
+
+
+def test_turning_a_comparison_round_turns_its_signs() -> None:
+    rng = random.Random(2)
+    before = stage("before", [float(rng.random() < 0.2) for _ in range(50)])
+    after = stage("after", [float(rng.random() < 0.6) for _ in range(50)])
+    there, back = compare(before, after), compare(after, before)
+    for measure in ("accuracy", "sampled_reward", "sampled_accuracy"):
+        low, high = there[measure]["ci95"]
+        assert back[measure]["delta"] == -there[measure]["delta"]
+        assert back[measure]["ci95"] == pytest.approx([-high, -low], abs=0.021)  # one problem in fifty
+    assert back["accuracy"]["p"] == there["accuracy"]["p"]
+
+
+def test_pairing_is_what_makes_a_small_gain_visible() -> None:
+    """Eight of 64 newly solved, none lost: the Wilson intervals overlap, the paired one is clear of zero."""
+    outcomes = [1.0] * 30 + [0.0] * 34
+    before, after = stage("before", outcomes), stage("after", [1.0] * 38 + [0.0] * 26)
+    assert summarise(before)["ci95"][1] > summarise(after)["ci95"][0]
+    comparison = compare(before, after)
+    assert accuracy_change(comparison) == 1
+    assert verdict(comparison).endswith("it learned")
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        stage("after", [1.0, 0.0]),
+        stage("after", [1.0, 0.0, 1.0, 1.0]),
+        stage("after", [1.0, 0.0, 1.0], question="another question"),
+    ],
+)
+def test_different_problems_are_not_compared(after: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match="different problems"):
+        compare(stage("before", [0.0, 0.0, 0.0]), after)
+
+
+def test_nothing_graded_on_both_sides_is_not_compared() -> None:
+    with pytest.raises(ValueError, match="no problem was graded in both"):
+        compare(stage("before", [1.0, None]), stage("after", [None, 1.0]))
+
+
+def test_no_change_at_all_is_zero_without_a_minus_sign() -> None:
+    comparison = compare(
+        stage("before", [1.0, 0.0] * 8, reward=0.1 + 0.2), stage("after", [1.0, 0.0] * 8, reward=0.3)
+    )
+    assert comparison["accuracy"] == {"delta": 0.0, "ci95": [0.0, 0.0], "p": 1.0, "gained": 0, "lost": 0}
+    assert "-0.0" not in json.dumps(comparison)  # though 0.3 - (0.1 + 0.2) is -5.6e-17
+    assert verdict(comparison) == (
+        "accuracy +0.0 points (95 % CI +0.0 to +0.0, p = 1, n = 16): no measurable change"
+    )
+
+
+def test_a_small_p_is_not_rounded_to_zero() -> None:
+    comparison = compare(stage("before", [0.0] * 40), stage("after", [1.0] * 40))
+    assert comparison["accuracy"]["p"] == pytest.approx(2 / 2**40, rel=1e-3)
+    assert verdict(comparison) == (
+        "accuracy +100.0 points (95 % CI +100.0 to +100.0, p < 0.0001, n = 40): it learned"
+    )
+
+
+def test_fewer_than_six_problems_decide_nothing() -> None:
+    five = compare(stage("before", [0.0] * 5), stage("after", [1.0] * 5))
+    six = compare(stage("before", [0.0] * 6), stage("after", [1.0] * 6))
+    assert verdict(five).endswith("p = 0.062, n = 5): too few problems to tell")
+    assert verdict(six).endswith("p = 0.031, n = 6): it learned")
+    one = compare(stage("before", [0.0]), stage("after", [1.0]))
+    assert one["accuracy"]["ci95"] is None
+    assert verdict(one) == "accuracy +100.0 points (p = 1, n = 1): too few problems to tell"
+
+
+def comparison_of(accuracy: tuple, reward: tuple, sampled: tuple = (0.0, -0.1, 0.1)) -> dict[str, Any]:
+    """A comparison over 64 problems; each measure is (delta, low, high), accuracy with p as a fourth."""
+    return {
+        "n": 64,
+        "accuracy": {"delta": accuracy[0], "ci95": list(accuracy[1:3]), "p": accuracy[3]},
+        "sampled_reward": {"delta": reward[0], "ci95": list(reward[1:])},
+        "sampled_accuracy": {"delta": sampled[0], "ci95": list(sampled[1:])},
+    }
+
+
+UP, FLAT, DOWN = (0.2344, 0.1406, 0.3281, 0.0002), (0.01, -0.05, 0.07, 0.8), (-0.2, -0.3, -0.1, 0.001)
+MORE, SAME, LESS = (0.061, 0.021, 0.102), (0.01, -0.02, 0.04), (-0.061, -0.102, -0.021)
+UP_TEXT = "accuracy +23.4 points (95 % CI +14.1 to +32.8, p = 0.0002, n = 64)"
+FLAT_TEXT = "accuracy +1.0 points (95 % CI -5.0 to +7.0, p = 0.8, n = 64)"
+DOWN_TEXT = "accuracy -20.0 points (95 % CI -30.0 to -10.0, p = 0.001, n = 64)"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "reward", "sampled", "sentence"),
+    [
+        (UP, MORE, SAME, f"{UP_TEXT}: it learned"),
+        (UP, SAME, SAME, f"{UP_TEXT}: it learned"),
+        (UP, LESS, SAME, "it learned, but sampled reward fell by 0.061 (95 % CI -0.102 to -0.021)"),
+        (FLAT, SAME, SAME, f"{FLAT_TEXT}: no measurable change"),
+        (FLAT, MORE, SAME, "no measurable change in greedy accuracy, but sampled reward rose by 0.061"),
+        (
+            FLAT,
+            MORE,
+            LESS,
+            "(95 % CI +0.021 to +0.102) and sampled accuracy fell by 6.1 points (95 % CI ",
+        ),
+        (FLAT, LESS, SAME, "no measurable change in greedy accuracy, but sampled reward fell by 0.061"),
+        (DOWN, LESS, SAME, f"{DOWN_TEXT}: it got worse"),
+        (DOWN, MORE, SAME, "it got worse, but sampled reward rose by 0.061"),
+        # an interval just clear of zero does not outvote the exact test
+        ((0.08, 0.002, 0.16, 0.07), SAME, SAME, "p = 0.07, n = 64): no measurable change"),
+    ],
+)
+def test_verdict_claims_no_more_than_it_may(
+    accuracy: tuple, reward: tuple, sampled: tuple, sentence: str
+) -> None:
+    said = verdict(comparison_of(accuracy, reward, sampled))
+    assert sentence in said
+    assert sentence == said or not sentence.startswith("accuracy")
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(1.0, "p = 1"), (0.0318, "p = 0.032"), (0.0001, "p = 0.0001"), (9e-5, "p < 0.0001")]
+)
+def test_p_values_read_as_people_write_them(p: float, text: str) -> None:
+    assert format_p(p) == text
+
+
+def test_importing_the_evaluation_costs_no_heavy_library() -> None:
+    code = (
+        "import sys, eval.files, eval.metrics, eval.report\n"
+        "print([name for name in ('numpy', 'scipy', 'matplotlib', 'jinja2', 'torch') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,344 @@
+import ast
+import re
+from collections.abc import Iterable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eval.metrics import compare, summarise
+from eval.report import CURVE_POINTS, pick_problems, write_model_card, write_report
+
+STAGES = ("before", "warm start", "after")
+GOOD = "<reasoning>\n2 + 2 = 4\n</reasoning>\n<answer>\n4\n</answer>"
+HOSTILE = (
+    "\n  </pre></answer><script>alert('&amp;')</script>\n\t<img src=x onerror=alert(1)>{{ 7 * 7 }}\r\n\ud83d"
+)
+
+
+class Page(HTMLParser):
+    """What a browser would find: every element with its attributes, and the text of every <pre>."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.blocks: list[str] = []
+        self.text = ""
+        self.inside = False
+        self.feed(path.read_bytes().decode("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.text += " "
+        if tag == "pre":
+            self.inside = True
+            self.blocks.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "pre":
+            self.inside = False
+            self.blocks[-1] = self.blocks[-1].removeprefix("\n")  # as HTML's own parsing rules do
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.inside:
+            self.blocks[-1] += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def records(stage: str, outcomes: Iterable[float | None], completion: str = GOOD) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": stage,
+            "kind": kind,
+            "index": index,
+            "sample": 0,
+            "question": f"question number {index}",
+            "gold": "4",
+            "completion": f"{completion}",
+            "tokens": 12,
+            "truncated": False,
+            "scores": {"correctness_reward": outcome, "structure_reward": 1.0},
+            "reward": None if outcome is None else outcome + 0.5,
+        }
+        for index, outcome in enumerate(outcomes)
+        for kind in ("greedy", "sampled")
+    ]
+
+
+def run(*stages: list[dict[str, Any]], **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The `results` and the completions of a run that measured these stages."""
+    pairs = [*pairwise(stages), *([(stages[0], stages[-1])] if len(stages) > 2 else [])]
+    results = {
+        "recipe": "gsm8k_grpo",
+        "model": "smollm2-135m",
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "n": 8,
+        "date": "2026-01-31",
+        "command": "python recipes/gsm8k_grpo.py --model smollm2-135m",
+        "stages": [summarise(stage) for stage in stages],
+        "comparisons": [compare(*pair) for pair in pairs],
+        "seconds": {"before": 59.6, "grpo": 3_700.0},
+        "peak_memory_gib": {"resident": 3.41, "gpu": None},
+        "versions": {"trl": "1.15.0"},
+        "git_commit": "0a1b2c3",
+        "args": {"source": "sample", "learning_rate": 5e-5, "load_in_4bit": True},
+        "licence": "Apache-2.0",
+    }
+    return results | changes, [record for stage in stages for record in stage]
+
+
+LEARNED = (
+    records("before", [0.0] * 20),
+    records("warm start", [1.0] * 4 + [0.0] * 16),
+    records("after", [1.0] * 14 + [0.0] * 6),
+)
+STUCK = (records("before", [1.0, 0.0] * 10), records("after", [0.0, 1.0] * 10))
+
+
+def steps(count: int, **changes: Any) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl: a warm start of four steps, then `count` steps of GRPO."""
+    warm = [{"phase": "warm start", "step": step, "loss": 2.0 / step} for step in range(1, 5)]
+    return warm + [
+        {
+            "phase": "grpo",
+            "step": step,
+            "loss": 0.0,
+            "reward": (step * 7 % 11) / 4,
+            "frac_reward_zero_std": (step * 5 % 4) / 4,
+            "completions/mean_length": 90 + step % 13,
+            "completions/clipped_ratio": (step % 5) / 10,
+            "rewards/correctness_reward/mean": (step * 3 % 10) / 10,
+            "rewards/correctness_reward/std": 0.4,
+            "rewards/tags_reward/mean": (step * 9 % 10) / 10,
+        }
+        | changes
+        for step in range(1, count + 1)
+    ]
+
+
+def report(tmp_path: Path, results: dict[str, Any], metrics: list[dict[str, Any]], completions: Any) -> Page:
+    write_report(tmp_path / "report.html", results, metrics, completions)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    return Page(tmp_path / "report.html")
+
+
+def test_report_tells_apart_what_the_warm_start_and_what_grpo_gave(tmp_path: Path) -> None:
+    results, completions = run(*LEARNED)
+    page = report(tmp_path, results, [], completions)
+    text = re.sub(r"\s+", " ", page.text)
+    assert "Accuracy +70.0 points (95 % CI +50.0 to +90.0, p = 0.00012, n = 20): it learned." in text
+    assert "Warm start: accuracy +20.0 points" in text
+    assert "GRPO: accuracy +50.0 points" in text
+    assert "GRPO warm start → after" in text
+    assert "Warm start and GRPO before → after" in text
+    assert "Accuracy, greedy 0.0 % 0.0 to 16.1 20.0 % 8.1 to 41.6 70.0 % 48.1 to 85.5" in text
+    assert "Newly solved 4 10 14 No longer solved 0 0 0" in text
+    assert "before 1 min 0 s grpo 1 h 1 min" in text
+    assert "resident 3.41 GiB" in text
+    assert "gpu" not in text
+    assert "may explain" not in text
+    assert "Unfinished" not in text
+
+
+def test_report_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    results, completions = run(*LEARNED)
+    page = report(tmp_path, results, steps(30), completions)
+    assert page.count("script") == page.count("img") == page.count("iframe") == 0
+    for tag, attributes in page.elements:
+        address = attributes.get("src") or attributes.get("href") or attributes.get("xlink:href") or "#"
+        assert address.startswith(("#", "data:,")), (tag, address)
+        assert not [name for name in attributes if name.startswith("on")]
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in source
+    assert "http:" not in source and "https:" not in source and "@import" not in source
+    assert set(re.findall(r"url\((.)", source)) <= {"#"}  # clip paths inside a chart
+
+
+def test_what_the_model_wrote_is_shown_to_the_character_and_does_nothing(tmp_path: Path) -> None:
+    stages = [records(name, [0.0, 1.0], HOSTILE) for name in STAGES]
+    results, completions = run(*stages, command="python x.py <b>", model="<script>alert(2)</script>")
+    results["args"]["note"] = "<script>alert(3)</script>"
+    for record in completions:
+        record["question"] = record["gold"] = "</p><script>alert(4)</script>"
+    page = report(tmp_path, results, [], completions)
+    assert page.count("script") == page.count("img") == 0
+    assert page.blocks == [HOSTILE.replace("\ud83d", "\\ud83d")] * 6 + ["python x.py <b>"]
+    assert page.text.count("alert(4)") == 4
+
+
+def test_every_curve_with_data_is_drawn_and_no_other(tmp_path: Path) -> None:
+    results, completions = run(*LEARNED)
+
+    def titles(metrics: list[dict[str, Any]]) -> list[str]:
+        write_report(tmp_path / "report.html", results, metrics, completions)
+        source = (tmp_path / "report.html").read_text(encoding="utf-8")
+        return re.findall(r"<figcaption>(.*?)</figcaption>\s*<svg ", source)
+
+    assert titles(steps(30)) == [
+        "Reward, weighted total",
+        "correctness_reward",
+        "tags_reward",
+        "Groups without a signal (zero variance)",
+        "Completion length, tokens",
+        "Truncated completions",
+        "Warm start: loss",
+    ]
+    assert titles([]) == []
+    assert titles([{"phase": "grpo", "step": 1, "reward": 0.5, "kl": 0.1}]) == ["Reward, weighted total"]
+    assert (
+        titles([{"phase": "grpo", "step": 1, "reward": value} for value in (None, "?", float("nan"))]) == []
+    )
+
+
+def test_a_step_logged_again_after_a_resume_counts_once(tmp_path: Path) -> None:
+    results, completions = run(*LEARNED)
+    once, twice = tmp_path / "once.html", tmp_path / "twice.html"
+    kept = [{"phase": "grpo", "step": step, "reward": step / 30} for step in range(1, 31)]
+    lost = [{"phase": "grpo", "step": step, "reward": 99.0} for step in range(10, 20)]
+    write_report(once, results, kept, completions)
+    write_report(twice, results, kept[:9] + lost + kept[9:], completions)
+    assert once.read_bytes() == twice.read_bytes()
+
+
+def test_charts_take_the_page_colours_and_share_no_names(tmp_path: Path) -> None:
+    results, completions = run(*LEARNED)
+    page = report(tmp_path, results, steps(30), completions)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    names = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert len(names) == len(set(names))
+    assert not re.search(r"#0[1-4]0[1-4]0[1-4]", source)
+    assert "stroke: var(--accent)" in source
+    assert ">0.5</text>" in source  # text that can be read and selected, not outlines
+
+
+def test_a_long_run_with_long_completions_stays_under_500_kb(tmp_path: Path) -> None:
+    stages = [records(name, [0.0, 1.0] * 8, '"<' * 500_000) for name in STAGES]
+    results, completions = run(*stages)
+    page = report(tmp_path, results, steps(5_000), completions)
+    assert (tmp_path / "report.html").stat().st_size < 500_000
+    assert "[996,000 more characters in completions.jsonl]" in page.text
+    assert CURVE_POINTS * 16 < 5_000
+
+
+def test_when_accuracy_did_not_rise_the_run_is_searched_for_a_reason(tmp_path: Path) -> None:
+    results, completions = run(*STUCK)
+    metrics = steps(20, **{"frac_reward_zero_std": 0.7, "completions/clipped_ratio": 0.31})
+    text = re.sub(r"\s+", " ", report(tmp_path, results, metrics, completions).text)
+    assert "no measurable change" in text
+    assert "may explain that accuracy did not rise" in text
+    assert "70 % of the groups got the same reward" in text
+    assert "31 % of the training completions hit the length limit" in text
+    assert "points wide" in text
+    assert "before training." not in text
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([], "Fewer than two stages were measured"),
+        ([records("before", [1.0, 0.0])], "Fewer than two stages were measured"),
+        ([records("before", [0.0]), records("after", [1.0])], "n = 1): too few problems to tell"),
+        ([records("before", [0.0, None]), records("after", [1.0, None])], "Left out, ungradable 1 1"),
+    ],
+)
+def test_small_and_broken_off_runs_have_a_report_too(tmp_path: Path, stages: Any, said: str) -> None:
+    results, completions = run(*stages)
+    assert said in re.sub(r"\s+", " ", report(tmp_path, results, [], completions).text)
+    write_model_card(tmp_path / "README.md", results)
+
+
+def test_problems_gained_and_lost_take_turns_and_unchanged_ones_fill_up() -> None:
+    before = records("before", [0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    after = records("after", [0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0])
+    chosen, how = pick_problems(before + after, ["before", "after"])
+    assert [row[0]["index"] for row in chosen] == [2, 4, 3, 5, 7]
+    assert [record["stage"] for record in chosen[0]] == ["before", "after"]
+    assert how.startswith(
+        "5 of 8 problems, chosen by rule: the 4 solved only after and the 1 solved only before"
+    )
+
+    unchanged, how = pick_problems(before[:8] + records("after", [0.0, 1.0, 0.0, 0.0]), ["before", "after"])
+    assert [row[0]["index"] for row in unchanged] == [0, 1, 2, 3]
+    assert how.endswith("(3 never, 1 always solved).")
+
+
+def test_a_run_that_stopped_early_says_so(tmp_path: Path) -> None:
+    results, completions = run(*LEARNED, complete=False, steps={"made": 12, "planned": 40})
+    said = "stopped after step 12 of 40"
+    assert said in report(tmp_path, results, [], completions).text
+    write_model_card(tmp_path / "README.md", results)
+    assert said in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_failing_report_leaves_the_old_one(tmp_path: Path) -> None:
+    results, completions = run(*LEARNED)
+    report(tmp_path, results, [], completions)
+    old = (tmp_path / "report.html").read_bytes()
+    del results["versions"]
+    with pytest.raises(KeyError):
+        write_report(tmp_path / "report.html", results, [], completions)
+    assert (tmp_path / "report.html").read_bytes() == old
+
+
+def card(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], str]:
+    """A model card's front matter and text."""
+    results, _ = run(*LEARNED, **changes)
+    write_model_card(tmp_path / "README.md", results)
+    _, front, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+def test_model_card_has_front_matter_verdict_and_tables(tmp_path: Path) -> None:
+    front, text = card(tmp_path)
+    assert front == {
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "license": "apache-2.0",
+        "tags": ["lora", "unsloth", "trl", "grpo", "tunebook"],
+    }
+    assert "**Accuracy +70.0 points (95 % CI +50.0 to +90.0, p = 0.00012, n = 20): it learned.**" in text
+    assert "| Accuracy, greedy | 0.0 % (0.0 to 16.1) | 20.0 % (8.1 to 41.6) | 70.0 % (48.1 to 85.5) |" in text
+    assert "python recipes/gsm8k_grpo.py --model smollm2-135m" in text
+    assert "learning_rate = 5e-05" in text
+    assert "say nothing about\n  `gsm8k` itself" in text
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(tables) == 2
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_model_card_code_is_python(tmp_path: Path) -> None:
+    _, text = card(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        ast.parse(block)
+    assert "load_in_4bit=True" in blocks[0]
+
+
+def test_model_card_keeps_a_local_folder_to_itself_and_a_real_source_unblemished(tmp_path: Path) -> None:
+    folder = "/home/ada/models/tiny"
+    front, text = card(tmp_path, base_model=folder, licence=None, args={"source": "hub"})
+    assert "base_model" not in front
+    assert "license" not in front
+    assert folder not in text
+    assert "A LoRA adapter for a local model" in text
+    assert "ship with the repository" not in text
+
+
+@pytest.mark.parametrize(
+    ("licence", "tag", "name"),
+    [("MIT", "mit", None), ("Llama 3.2 Community", "other", "llama-3.2-community")],
+)
+def test_model_card_writes_the_licence_as_the_hub_knows_it(
+    tmp_path: Path, licence: str, tag: str, name: str | None
+) -> None:
+    front, _ = card(tmp_path, licence=licence)
+    assert (front["license"], front.get("license_name")) == (tag, name)
