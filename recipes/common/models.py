@@ -1,0 +1,387 @@
+"""The models the recipes know by a short name, and what must be known about a model before it is loaded.
+
+Shapes are those of the published configurations. Parameter counts, LoRA counts and the memory of the weights
+follow from them; the tests compare these with what Unsloth's notebooks and vLLM's logs print. Imports neither
+torch nor transformers.
+"""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Every linear layer of a Llama-like decoder block, the usual LoRA targets."""
+
+FUSED_PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+"""The same in a `phi3` checkpoint, which stores q, k, v and gate, up as one matrix each."""
+
+GIB = 2**30
+NF4_BYTES_PER_WEIGHT = 0.516
+"""4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales (double quantisation: QLoRA, section 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes of a Llama-like decoder: RMSNorm, gated MLP, grouped-query attention."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied_embeddings: bool
+    qkv_bias: bool = False
+    """Qwen2."""
+    qk_norm: bool = False
+    """A norm over each head's queries and keys: Gemma 3, Qwen3."""
+    norms_per_layer: int = 2
+    """Gemma 3 has four: before and after each of attention and MLP."""
+
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of every projection of one layer, under its separate and its fused names."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden, queries),
+            "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys),
+            "qkv_proj": (self.hidden, queries + 2 * keys),
+            "o_proj": (queries, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "gate_up_proj": (self.hidden, 2 * self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    def linear_weights(self) -> int:
+        """Weights in the projections of all layers: what 4-bit loading quantises (not the output head)."""
+        linear = self.linear()
+        return self.layers * sum(linear[name][0] * linear[name][1] for name in PROJECTIONS)
+
+    def other_weights(self) -> int:
+        """Embeddings, output head, norms and biases: what stays in 16 bits."""
+        norms = self.norms_per_layer * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        biases = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
+        embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
+        return embeddings + self.layers * (norms + biases) + self.hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One model: where its weights are, what its tokenizer needs mended, and its shape."""
+
+    alias: str
+    """Short name, safe as a folder name."""
+    hub_id: str
+    """The official repository, or the path of a local folder."""
+    unsloth_4bit_id: str | None = None
+    """Unsloth's upload of the same weights in NF4: a quarter of the download, and not gated."""
+    revision: str | None = None
+    """Commit to load from the hub. None, as everywhere in the table, is the default branch: no hub could be
+    reached when the table was written, and a commit that nobody has loaded is worse than none."""
+    context: int | None = None
+    """Longest sequence in tokens the model was made for."""
+    lora_targets: tuple[str, ...] = PROJECTIONS
+    chat_template: str | None = None
+    """A template to use instead of the tokenizer's own, where that one is wrong."""
+    eos_token: str | None = None
+    pad_token: str | None = None
+    """Special tokens to set, where the tokenizer's own are wrong. So is a pad that equals eos: whoever masks
+    padding out of the loss masks eos with it, and the model does not learn to stop."""
+    fp16_unsafe: bool = False
+    """Activations leave float16's range; use bfloat16, or float32 where there is none."""
+    licence: str | None = None
+    gated: bool = False
+    """The official repository wants an account that has accepted its terms."""
+    embedded: bool = False
+    """The weights come from an installed package (`recipes.common.smollm2`) and not from a hub."""
+    shape: Shape | None = None
+    """None where only the hub knows it."""
+
+    def parameter_count(self) -> int:
+        """Parameters; tied embeddings count once."""
+        shape = self._known_shape()
+        return shape.linear_weights() + shape.other_weights()
+
+    def lora_parameter_count(self, rank: int, targets: tuple[str, ...] | None = None) -> int:
+        """Trainable parameters of a LoRA adapter: rank x (inputs + outputs) for every target in every layer.
+
+        Raises:
+            ValueError: a target is not a projection of the model.
+        """
+        shape, targets = self._known_shape(), targets or self.lora_targets
+        linear = shape.linear()
+        if unknown := sorted(set(targets) - set(linear)):
+            raise ValueError(f"{self.alias} has no {', '.join(unknown)} for LoRA; it has {', '.join(linear)}")
+        return shape.layers * sum(rank * sum(linear[name]) for name in targets)
+
+    def weight_gib(self, load_in_4bit: bool) -> float:
+        """GiB of the weights alone: bfloat16, or projections in NF4 (vLLM's logs show 0.02 to 0.3 more)."""
+        shape = self._known_shape()
+        linear_bytes = NF4_BYTES_PER_WEIGHT if load_in_4bit else 2
+        return (shape.linear_weights() * linear_bytes + shape.other_weights() * 2) / GIB
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes one token takes in a 16-bit key-value cache (Gemma 3's sliding windows forget some of it)."""
+        shape = self._known_shape()
+        return 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim
+
+    def _known_shape(self) -> Shape:
+        if self.shape is None:
+            raise ValueError(f"the shape of {self.alias} is unknown; only aliases and local folders have one")
+        return self.shape
+
+
+# ChatML with a separator. The template first published with Phi-4 opened an assistant turn whether or not one
+# was asked for, so that training text ended in an empty second turn (unsloth.ai/blog/phi4).
+PHI4_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+)
+
+MODELS = {
+    spec.alias: spec
+    for spec in (
+        # Microsoft's checkpoint fuses q, k, v and gate, up. The targets name the separate matrices of
+        # Unsloth's copy, which Unsloth also loads when it is given Microsoft's id.
+        ModelSpec(
+            alias="phi-4",
+            hub_id="microsoft/phi-4",
+            unsloth_4bit_id="unsloth/phi-4-unsloth-bnb-4bit",
+            context=16_384,
+            chat_template=PHI4_TEMPLATE,
+            eos_token="<|im_end|>",
+            pad_token="<|dummy_87|>",
+            licence="MIT",
+            shape=Shape(
+                layers=40,
+                hidden=5120,
+                heads=40,
+                kv_heads=10,
+                head_dim=128,
+                intermediate=17_920,
+                vocab=100_352,
+                tied_embeddings=False,
+            ),
+        ),
+        ModelSpec(
+            alias="mistral-7b",
+            hub_id="mistralai/Mistral-7B-Instruct-v0.3",
+            unsloth_4bit_id="unsloth/mistral-7b-instruct-v0.3-bnb-4bit",
+            context=32_768,
+            licence="Apache-2.0",
+            gated=True,
+            shape=Shape(
+                layers=32,
+                hidden=4096,
+                heads=32,
+                kv_heads=8,
+                head_dim=128,
+                intermediate=14_336,
+                vocab=32_768,
+                tied_embeddings=False,
+            ),
+        ),
+        ModelSpec(
+            alias="llama-3.2-3b",
+            hub_id="meta-llama/Llama-3.2-3B-Instruct",
+            unsloth_4bit_id="unsloth/Llama-3.2-3B-Instruct-unsloth-bnb-4bit",
+            context=131_072,
+            pad_token="<|finetune_right_pad_id|>",
+            licence="Llama 3.2 Community",
+            gated=True,
+            shape=Shape(
+                layers=28,
+                hidden=3072,
+                heads=24,
+                kv_heads=8,
+                head_dim=128,
+                intermediate=8192,
+                vocab=128_256,
+                tied_embeddings=True,
+            ),
+        ),
+        ModelSpec(
+            alias="llama-3.1-8b",
+            hub_id="meta-llama/Llama-3.1-8B-Instruct",
+            unsloth_4bit_id="unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit",
+            context=131_072,
+            pad_token="<|finetune_right_pad_id|>",
+            licence="Llama 3.1 Community",
+            gated=True,
+            shape=Shape(
+                layers=32,
+                hidden=4096,
+                heads=32,
+                kv_heads=8,
+                head_dim=128,
+                intermediate=14_336,
+                vocab=128_256,
+                tied_embeddings=False,
+            ),
+        ),
+        ModelSpec(
+            alias="gemma-3-1b",
+            hub_id="google/gemma-3-1b-it",
+            unsloth_4bit_id="unsloth/gemma-3-1b-it-unsloth-bnb-4bit",
+            context=32_768,
+            fp16_unsafe=True,
+            licence="Gemma",
+            gated=True,
+            shape=Shape(
+                layers=26,
+                hidden=1152,
+                heads=4,
+                kv_heads=1,
+                head_dim=256,
+                intermediate=6912,
+                vocab=262_144,
+                tied_embeddings=True,
+                qk_norm=True,
+                norms_per_layer=4,
+            ),
+        ),
+        ModelSpec(
+            alias="smollm2-135m",
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            context=8192,
+            eos_token="<|im_end|>",
+            pad_token="<|endoftext|>",
+            licence="Apache-2.0",
+            embedded=True,
+            shape=Shape(
+                layers=30,
+                hidden=576,
+                heads=9,
+                kv_heads=3,
+                head_dim=64,
+                intermediate=1536,
+                vocab=49_152,
+                tied_embeddings=True,
+            ),
+        ),
+    )
+}
+
+
+def default_alias(gpu: bool) -> str:
+    """The model a recipe takes when none is named."""
+    return "llama-3.2-3b" if gpu else "smollm2-135m"
+
+
+def resolve(name: str) -> ModelSpec:
+    """What is known about the model a user named.
+
+    Args:
+        name: an alias in any case; a folder with config.json and safetensors; or a hub id "org/name", whose
+            shape is unknown unless the table has that repository.
+    Raises:
+        ValueError: none of these, or a folder that cannot be loaded.
+    """
+    if spec := MODELS.get(name.lower()):
+        return spec
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _local_spec(folder)
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        for spec in MODELS.values():
+            if spec.hub_id.lower() == name.lower():
+                return replace(spec, embedded=False)
+        return ModelSpec(alias=name.split("/")[1], hub_id=name)
+    closest = difflib.get_close_matches(name.lower(), MODELS, n=2, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(closest)}?)" if closest else ""
+    raise ValueError(
+        f"no model named {name!r}{hint}: give one of {', '.join(MODELS)}, a hub id such as org/name, or an "
+        "existing folder with config.json and safetensors"
+    )
+
+
+def weights_source(spec: ModelSpec, load_in_4bit: bool) -> str:
+    """What to hand to `from_pretrained`: a folder or a hub id. Converts the embedded model on first use."""
+    if spec.embedded:
+        from recipes.common.smollm2 import converted_folder
+
+        return str(converted_folder())
+    return (load_in_4bit and spec.unsloth_4bit_id) or spec.hub_id
+
+
+def repair_tokenizer(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec) -> None:
+    """Set the special tokens and the chat template that `spec` asks for, in place.
+
+    Raises:
+        ValueError: the vocabulary has no such token; setting it would add one without an embedding.
+    """
+    vocab = tokenizer.get_vocab()
+    for role, token in (("eos_token", spec.eos_token), ("pad_token", spec.pad_token)):
+        if token is None:
+            continue
+        if token not in vocab:
+            raise ValueError(
+                f"the {role} of {spec.alias} is {token}, which the tokenizer {tokenizer.name_or_path} lacks; "
+                "load the model with the tokenizer it was published with"
+            )
+        setattr(tokenizer, role, token)
+    if spec.chat_template is not None:
+        tokenizer.chat_template = spec.chat_template
+
+
+def _local_spec(folder: Path) -> ModelSpec:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(f"{folder} holds an adapter and not a model; merge it into its base model first")
+        raise ValueError(f"{folder} has no config.json; a model folder is what save_pretrained writes")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} has no *.safetensors; pickled weights (.bin, .pt) are not read, because they can run "
+            "code: write the model again with save_pretrained"
+        )
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{config_file} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{config_file} names no model_type; save_pretrained writes one that does")
+    return ModelSpec(
+        alias=folder.resolve().name,
+        hub_id=str(folder),
+        context=config.get("max_position_embeddings"),
+        lora_targets=FUSED_PROJECTIONS if config["model_type"] == "phi3" else PROJECTIONS,
+        fp16_unsafe=config["model_type"].startswith("gemma"),
+        shape=_shape_from_config(config),
+    )
+
+
+def _shape_from_config(config: dict[str, Any]) -> Shape | None:
+    """The shape, or None for an architecture or a variant that `Shape` does not describe."""
+    kind = config["model_type"]
+    needed = {"num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"}
+    if kind not in {"llama", "mistral", "phi3", "qwen2", "qwen3", "gemma3_text"} or needed - config.keys():
+        return None
+    if config.get("attention_bias") or config.get("mlp_bias"):
+        return None
+    gemma = kind == "gemma3_text"
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    return Shape(
+        layers=config["num_hidden_layers"],
+        hidden=hidden,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or (256 if gemma else hidden // heads),
+        intermediate=config["intermediate_size"],
+        vocab=config["vocab_size"],
+        # save_pretrained leaves out what is the class's default, and for Gemma that is True.
+        tied_embeddings=config.get("tie_word_embeddings", gemma),
+        qkv_bias=kind == "qwen2",
+        qk_norm=gemma or kind == "qwen3",
+        norms_per_layer=4 if gemma else 2,
+    )

@@ -1,0 +1,306 @@
+"""The table against published counts, and what `resolve` makes of names, ids and folders."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recipes.common import models
+from recipes.common.models import MODELS, ModelSpec, Shape, repair_tokenizer, resolve, weights_source
+
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize(
+    ("alias", "parameters", "nf4_gib", "bf16_gib", "kv_bytes"),
+    [
+        ("phi-4", 14_659_507_200, 8.47, 27.31, 204_800),
+        ("mistral-7b", 7_248_023_552, 3.85, 13.50, 131_072),
+        ("llama-3.2-3b", 3_212_749_824, 2.09, 5.98, 114_688),
+        ("llama-3.1-8b", 8_030_261_248, 5.31, 14.96, 131_072),
+        ("gemma-3-1b", 999_885_952, 0.90, 1.86, 26_624),
+        ("smollm2-135m", 134_515_008, 0.10, 0.25, 23_040),
+    ],
+)
+def test_sizes_are_the_published_ones(alias, parameters, nf4_gib, bf16_gib, kv_bytes):
+    spec = MODELS[alias]
+    assert spec.parameter_count() == parameters
+    assert round(spec.weight_gib(load_in_4bit=True), 2) == nf4_gib
+    assert round(spec.weight_gib(load_in_4bit=False), 2) == bf16_gib
+    assert spec.kv_bytes_per_token() == kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("alias", "rank", "targets", "parameters"),
+    [  # as Unsloth's notebooks print them
+        ("phi-4", 16, MLP, 44_236_800),
+        ("mistral-7b", 32, None, 83_886_080),
+        ("llama-3.1-8b", 32, None, 83_886_080),
+        ("llama-3.1-8b", 16, None, 41_943_040),
+        ("llama-3.2-3b", 64, None, 97_255_424),
+        ("gemma-3-1b", 8, None, 6_522_880),
+        ("smollm2-135m", 16, None, 4_884_480),
+    ],
+)
+def test_lora_counts_are_those_of_the_notebooks(alias, rank, targets, parameters):
+    assert MODELS[alias].lora_parameter_count(rank, targets) == parameters
+
+
+def test_lora_count_of_fused_projections_exceeds_the_separate_ones():
+    # One shared A matrix per fused group, so fewer parameters: 2 x rank x hidden for qkv, 1 x for gate_up.
+    phi, rank = MODELS["phi-4"], 16
+    fused = phi.lora_parameter_count(rank, models.FUSED_PROJECTIONS)
+    assert phi.lora_parameter_count(rank) - fused == 40 * rank * 3 * 5120
+
+
+def test_lora_count_refuses_a_layer_the_model_does_not_have():
+    with pytest.raises(ValueError, match=r"phi-4 has no query_key_value for LoRA; it has q_proj, "):
+        MODELS["phi-4"].lora_parameter_count(8, ("q_proj", "query_key_value"))
+
+
+def test_table_is_consistent():
+    for alias, spec in MODELS.items():
+        assert alias == spec.alias == alias.lower()
+        assert spec.hub_id.count("/") == 1 and spec.context and spec.licence
+        assert spec.embedded or spec.unsloth_4bit_id.startswith("unsloth/")
+        assert spec.pad_token is None or spec.pad_token != spec.eos_token
+        assert spec.lora_targets == models.PROJECTIONS
+    assert [alias for alias, spec in MODELS.items() if spec.fp16_unsafe] == ["gemma-3-1b"]
+    assert [alias for alias, spec in MODELS.items() if spec.embedded] == ["smollm2-135m"]
+
+
+def test_default_alias():
+    assert models.default_alias(gpu=True) == "llama-3.2-3b"
+    assert models.default_alias(gpu=False) == "smollm2-135m"
+
+
+def test_resolve_takes_an_alias_in_any_case():
+    assert resolve("Phi-4") is MODELS["phi-4"]
+    assert resolve("SmolLM2-135M") is MODELS["smollm2-135m"]
+
+
+def test_resolve_knows_the_repositories_of_the_table():
+    assert resolve("microsoft/phi-4") == MODELS["phi-4"]
+    # Named by its hub id, the embedded model is the one on the hub.
+    spec = resolve("HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert spec == replace(MODELS["smollm2-135m"], embedded=False)
+    assert weights_source(spec, load_in_4bit=True) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_resolve_leaves_the_shape_of_another_repository_unknown():
+    spec = resolve("Qwen/Qwen2.5-1.5B-Instruct")
+    assert (spec.alias, spec.shape) == ("Qwen2.5-1.5B-Instruct", None)
+    assert weights_source(spec, load_in_4bit=True) == "Qwen/Qwen2.5-1.5B-Instruct"
+    for question in (spec.parameter_count, spec.kv_bytes_per_token, lambda: spec.weight_gib(True)):
+        with pytest.raises(ValueError, match=r"the shape of Qwen2\.5-1\.5B-Instruct is unknown"):
+            question()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("phi4", "(did you mean phi-4?)"),
+        ("llama3.2-3b", "(did you mean llama-3.2-3b or llama-3.1-8b?)"),
+        ("gemma-3-1b-it", "(did you mean gemma-3-1b?)"),
+        ("./not/here", "'./not/here': give one of phi-4,"),
+        ("org/..", "'org/..': give one of"),
+        ("xyzzy", "'xyzzy': give one of"),
+    ],
+)
+def test_resolve_names_the_closest_aliases(name, hint):
+    with pytest.raises(
+        ValueError, match=r"^no model named .* folder with config\.json and safetensors$"
+    ) as error:
+        resolve(name)
+    assert hint in str(error.value)
+
+
+def test_weights_source():
+    phi = MODELS["phi-4"]
+    assert weights_source(phi, load_in_4bit=True) == "unsloth/phi-4-unsloth-bnb-4bit"
+    assert weights_source(phi, load_in_4bit=False) == "microsoft/phi-4"
+
+
+CONFIGS = {
+    # model_type, extra keys, parameters as published for the model with these sizes
+    "qwen2": (
+        {"num_hidden_layers": 28, "hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 2}
+        | {"intermediate_size": 8960, "vocab_size": 151_936, "tie_word_embeddings": True},
+        1_543_714_304,  # Qwen2.5-1.5B
+    ),
+    "qwen3": (
+        {"num_hidden_layers": 36, "hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8}
+        | {"intermediate_size": 9728, "vocab_size": 151_936, "tie_word_embeddings": True, "head_dim": 128},
+        4_022_468_096,  # Qwen3-4B
+    ),
+    "mistral": (
+        {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
+        | {"intermediate_size": 14_336, "vocab_size": 32_000},
+        7_241_732_096,  # Zephyr
+    ),
+    "gemma3_text": (
+        {"num_hidden_layers": 26, "hidden_size": 1152, "num_attention_heads": 4, "num_key_value_heads": 1}
+        | {"intermediate_size": 6912, "vocab_size": 262_144},
+        999_885_952,
+    ),
+    "phi3": (
+        {"num_hidden_layers": 40, "hidden_size": 5120, "num_attention_heads": 40, "num_key_value_heads": 10}
+        | {"intermediate_size": 17_920, "vocab_size": 100_352},
+        14_659_507_200,  # Phi-4
+    ),
+}
+
+
+def _model_folder(path: Path, config: object) -> str:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    (path / "model.safetensors").touch()
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_resolve_reads_the_shape_of_a_local_folder(tmp_path, kind):
+    config, parameters = CONFIGS[kind]
+    folder = _model_folder(tmp_path / "mine", {"model_type": kind, "max_position_embeddings": 4096} | config)
+    spec = resolve(folder)
+    assert spec.parameter_count() == parameters
+    assert (spec.alias, spec.hub_id, spec.context) == ("mine", folder, 4096)
+    assert spec.fp16_unsafe == (kind == "gemma3_text")
+    assert spec.lora_targets == (models.FUSED_PROJECTIONS if kind == "phi3" else models.PROJECTIONS)
+    assert weights_source(spec, load_in_4bit=True) == folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"),
+    [
+        ("llama", ("LlamaConfig", "LlamaForCausalLM")),
+        ("qwen2", ("Qwen2Config", "Qwen2ForCausalLM")),
+        ("qwen3", ("Qwen3Config", "Qwen3ForCausalLM")),
+        ("gemma3_text", ("Gemma3TextConfig", "Gemma3ForCausalLM")),
+        ("phi3", ("Phi3Config", "Phi3ForCausalLM")),
+        ("mistral", ("MistralConfig", "MistralForCausalLM")),
+    ],
+)
+def test_counts_agree_with_transformers_and_peft(tmp_path, kind, classes):
+    import peft
+    import transformers
+
+    config_class, model_class = (getattr(transformers, name) for name in classes)
+    sizes = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2}
+    config = config_class(**sizes, head_dim=8, intermediate_size=80, vocab_size=96, pad_token_id=0)
+    model = model_class(config)
+    model.save_pretrained(tmp_path)
+    spec = resolve(str(tmp_path))
+    assert spec.parameter_count() == model.num_parameters()
+    lora = peft.LoraConfig(r=4, target_modules=list(spec.lora_targets))
+    trainable, _ = peft.get_peft_model(model, lora).get_nb_trainable_parameters()
+    assert spec.lora_parameter_count(4) == trainable
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "opt", "hidden_size": 2048},
+        {"model_type": "llama", "hidden_size": 2048},
+        {"model_type": "llama", "attention_bias": True} | CONFIGS["mistral"][0],
+    ],
+)
+def test_a_folder_whose_shape_is_not_understood_still_loads(tmp_path, config):
+    assert resolve(_model_folder(tmp_path, config)).shape is None
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"has no config\.json"),
+        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "holds an adapter and not a model"),
+        ({"config.json": "{}", "pytorch_model.bin": ""}, r"has no \*\.safetensors; pickled weights"),
+        ({"config.json": "{", "model.safetensors": ""}, r"config\.json cannot be read as JSON: .*line 1"),
+        ({"config.json": "[]", "model.safetensors": ""}, r"config\.json names no model_type"),
+    ],
+)
+def test_resolve_refuses_a_folder_that_cannot_be_loaded(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        resolve(str(tmp_path))
+
+
+@pytest.fixture
+def tokenizer():
+    """Twelve words, with the special tokens of Phi-4 and eos = pad = `<|endoftext|>`, as it was published."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>", "<|dummy_87|>"]
+    words = ["system", "user", "assistant", "hello", "there", "general", "kenobi"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(special + words)}))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def test_repair_gives_phi4_its_tokens_and_its_template(tokenizer):
+    repair_tokenizer(tokenizer, MODELS["phi-4"])
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (3, 4)
+    chat = [{"role": "user", "content": "hello"}]
+    prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user<|im_sep|>hello<|im_end|><|im_start|>assistant<|im_sep|>"
+    chat.append({"role": "assistant", "content": "there"})
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == prompt + "there<|im_end|>"
+    ids = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+    assert ids == [1, 6, 2, 8, 3, 1, 7, 2, 9, 3]
+
+
+def test_repair_leaves_alone_what_is_right(tokenizer):
+    tokenizer.chat_template = "{{ 'mine' }}"
+    repair_tokenizer(tokenizer, MODELS["mistral-7b"])
+    assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.chat_template == "{{ 'mine' }}"
+
+
+def test_repair_refuses_a_token_that_is_not_in_the_vocabulary(tokenizer):
+    size = len(tokenizer)
+    with pytest.raises(ValueError, match=r"the pad_token of llama-3\.2-3b is <\|finetune_right_pad_id\|>"):
+        repair_tokenizer(tokenizer, MODELS["llama-3.2-3b"])
+    assert len(tokenizer) == size
+
+
+def test_shape_without_options_is_a_plain_llama():
+    shape = Shape(
+        layers=1,
+        hidden=4,
+        heads=2,
+        kv_heads=1,
+        head_dim=2,
+        intermediate=8,
+        vocab=10,
+        tied_embeddings=False,
+    )
+    spec = ModelSpec(alias="nano", hub_id="nano", shape=shape)
+    # q 16 + k 8 + v 8 + o 16 + 3 x 32 = 144; norms 3 x 4; embeddings 2 x 40
+    assert spec.parameter_count() == 144 + 12 + 80
+    assert spec.weight_gib(load_in_4bit=False) == 2 * 236 / 2**30
+    assert spec.weight_gib(load_in_4bit=True) == pytest.approx((144 * 0.516 + 92 * 2) / 2**30)
+    assert spec.kv_bytes_per_token() == 8
+
+
+def test_importing_the_table_is_cheap_and_pulls_in_nothing_heavy():
+    # CPU time, since the machine may be busy; without the standard library, which every recipe pays for.
+    # Measured at 8 ms.
+    script = (
+        "import dataclasses, difflib, hashlib, json, pathlib, re, shutil, sys, time, typing;"
+        "start = time.process_time();"
+        "import recipes.common.models, recipes.common.smollm2;"
+        "print(time.process_time() - start);"
+        "sys.exit(sorted({'torch', 'transformers', 'gguf', 'numpy', 'filelock'} & set(sys.modules)) or 0)"
+    )
+    root = Path(models.__file__).parents[2]
+    runs = [subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True) for _ in range(3)]
+    assert all(run.returncode == 0 for run in runs), runs[0].stderr
+    assert min(float(run.stdout) for run in runs) < 0.02
