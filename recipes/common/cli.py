@@ -1,0 +1,82 @@
+"""From the command line to a recipe's `main`: arguments, `--smoke`, and one sentence for a user's mistake."""
+
+import dataclasses
+import errno
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from recipes.common.machine import REPOSITORY, has_gpu, quiet_libraries
+
+Args = TypeVar("Args")
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def start(main: Callable[[Args], None], *, on_cpu: Args, on_gpu: Args, smoke: dict[str, Any]) -> None:
+    """Parse the command line and run `main`; exits with 2 on a user's mistake, with 130 on Ctrl-C.
+
+    `on_cpu` and `on_gpu` are the defaults without and with a GPU. With `--smoke`, `smoke` overrides what
+    was given, and the run is stopped in each phase and resumed, so that the whole path is walked.
+    """
+    import tyro
+
+    defaults = on_gpu if has_gpu() else on_cpu
+    args = tyro.cli(type(defaults), default=defaults, description=sys.modules[main.__module__].__doc__)
+    if not has_gpu():
+        print(f"No GPU found: training {args.model} on the CPU.")
+    quiet_libraries()
+    try:
+        if args.smoke:
+            from recipes.common.tiny import tiny_folder
+
+            first = dataclasses.replace(args, model=str(tiny_folder()), **smoke, max_hours=0.0)
+            main(first)
+            main(dataclasses.replace(first, resume=True))
+            main(dataclasses.replace(first, resume=True, max_hours=None))
+        else:
+            main(args)
+    except KeyboardInterrupt:
+        sys.exit(_say("interrupted; the same command with --resume goes on from the last checkpoint", 130))
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        sys.exit(_say(sentence, 2))
+
+
+def explain(error: Exception) -> str | None:
+    """One sentence for what a user can mend: bad input, a full disk, a folder that cannot be written.
+
+    None for anything else: a bug wants its traceback.
+    """
+    text = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    # safetensors and torch report a full disk in words of their own.
+    if (
+        number in NO_SPACE
+        or "No space left" in text
+        or "file write failed" in text
+        or "File too large" in text
+    ):
+        where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+        return (
+            f"the disk is full{where}: free some space or name another --output-dir, then go on with --resume"
+        )
+    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) or number == errno.EROFS:
+        return (
+            f"cannot write {getattr(error, 'filename', None)} ({error.strerror}): name another --output-dir"
+        )
+    if isinstance(error, ValueError) and _raised_by_us(error):
+        return text
+    return None
+
+
+def _raised_by_us(error: Exception) -> bool:
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return any(last.startswith(str(REPOSITORY / room)) for room in ("recipes", "data", "eval"))
+
+
+def _say(sentence: str, code: int) -> Any:
+    print(f"error: {sentence}" if code == 2 else sentence, file=sys.stderr)
+    return code

@@ -1,0 +1,97 @@
+"""What this machine is and has installed: read without importing torch, so that `--help` stays instant."""
+
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "unsloth",
+    "unsloth_zoo",
+    "datasets",
+    "vllm",
+)
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU is there and not hidden. 0.1 s at most where there is one, nothing where not."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return False
+    if not shutil.which("nvidia-smi"):
+        return False
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed (the community's CPU build counts: it holds the same module)."""
+    return find_spec("vllm") is not None
+
+
+def quiet_libraries() -> None:
+    """Silence what a user cannot act on; call it before the libraries are imported."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # tokenising a few thousand rows
+    for name in ("bitsandbytes", "huggingface_hub", "torch.distributed"):  # absent optional kernels, retries
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def describe() -> str:
+    """The machine class, without its name: `2 CPU cores, no GPU` or the name of the card."""
+    if not has_gpu():
+        return f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
+    import torch
+
+    card = torch.cuda.get_device_properties(0)
+    return f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit this clone stands at, with `+changes` where files differ from it; None outside a clone."""
+    try:
+        head, status = (
+            subprocess.run(
+                ["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            ).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.strip() + ("+changes" if status.strip() else "")
+
+
+def peak_memory_gib() -> dict[str, float]:
+    """Peak resident memory of this process and, with a GPU, peak memory reserved on it, in GiB."""
+    import resource
+
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    peak = {"resident": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)}
+    if has_gpu():
+        import torch
+
+        peak["gpu"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    return peak

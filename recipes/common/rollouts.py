@@ -1,0 +1,119 @@
+"""Which engine writes the rollouts, and the same engine as a sampler for evaluation.
+
+`vllm` on a GPU is Unsloth's `fast_inference`: one copy of the weights, adapters loaded into the engine (not yet
+run). `vllm` on a CPU is TRL's colocate mode: a second copy of the weights in 16 bit, which takes the
+merged adapter before it generates. `model` is the trained model's own `generate`.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from eval.sampling import ModelSampler, Sampler, VllmSampler
+from recipes.common import machine
+
+Choice = Literal["auto", "vllm", "model"]
+
+
+def choose(choice: Choice, load_in_4bit: bool) -> Literal["vllm", "model"]:
+    """Settle `auto`, and refuse what cannot work.
+
+    Raises ValueError where vLLM is asked for and is not installed, or on a CPU with 4-bit weights.
+    """
+    on_cpu = not machine.has_gpu()
+    if choice == "model":
+        return "model"
+    if not machine.has_vllm():
+        if choice == "vllm":
+            raise ValueError("--rollouts vllm needs vLLM, which is not installed: run `make setup-vllm`")
+        print("Rollouts go through the model itself: vLLM is not installed (`make setup-vllm` adds it).")
+        return "model"
+    if on_cpu and load_in_4bit:
+        if choice == "vllm":
+            raise ValueError("--rollouts vllm has no 4-bit kernels on a CPU: add --no-load-in-4bit")
+        print("Rollouts go through the model itself: vLLM has no 4-bit kernels on a CPU (--no-load-in-4bit).")
+        return "model"
+    if on_cpu:
+        # Read when vLLM is imported: 1 GiB of key-value cache, and the engine in this process.
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    else:
+        os.environ.setdefault("UNSLOTH_VLLM_STANDBY", "1")  # the engine's cache sleeps while the model trains
+    return "vllm"
+
+
+class Rollouts:
+    """The engine of a run: `sampler` for evaluation, `attach` to make a trainer use the same one."""
+
+    def __init__(self, engine: Literal["vllm", "model"], model: Any, tokenizer: Any, max_length: int) -> None:
+        self.engine = engine
+        self.colocated = None
+        if engine == "model":
+            self.sampler: Sampler = ModelSampler(model, tokenizer)
+        elif machine.has_gpu():
+            self.sampler = VllmSampler(model.vllm_engine, tokenizer, lambda: _unsloth_adapter(model))
+        else:
+            self.colocated = _cpu_engine(model, tokenizer, max_length)
+            self.sampler = VllmSampler(self.colocated.llm, tokenizer, self.colocated.sync_weights)
+
+    def attach(self, trainer: Any) -> None:
+        """Make a GRPOTrainer that was built without vLLM roll out through this run's CPU engine.
+
+        Built with `use_vllm=True` it would start a second engine. On a GPU Unsloth shares the engine itself.
+        """
+        if self.colocated is not None:
+            trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, self.colocated, -1
+            self.colocated.temperature = trainer.temperature
+            self.colocated.max_completion_length = trainer.max_completion_length
+
+
+def _unsloth_adapter(model: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_lora(folder)
+        return model.load_lora(folder, load_tensors=True)
+
+
+def _cpu_engine(model: Any, tokenizer: Any, max_length: int) -> Any:
+    import torch
+    import vllm._custom_ops as ops
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    # oneDNN packs weights into a layout of its own and drops the originals, which a sync overwrites.
+    ops._supports_onednn = False
+
+    class MergedSync(VLLMGeneration):
+        """Sends merged weights without merging in place.
+
+        TRL merges into the trained model's 16-bit weights and subtracts again at every sync. Both round, and
+        the base that the saved adapter will be loaded on drifts away from the one it was trained on.
+        """
+
+        def _iter_named_params(self) -> Iterator[tuple[str, Any]]:
+            with torch.no_grad():
+                for name, module in self.model.get_base_model().named_modules():
+                    if not hasattr(module, "lora_A"):
+                        continue
+                    delta = module.get_delta_weight("default")
+                    weight = module.base_layer.weight
+                    yield f"{name}.weight", (weight.float() + delta.float()).to(weight.dtype)
+
+    process = SimpleNamespace(
+        num_processes=1,
+        process_index=0,
+        local_process_index=0,
+        is_main_process=True,
+        device=torch.device("cpu"),
+        state=SimpleNamespace(deepspeed_plugin=None),
+        wait_for_everyone=lambda: None,
+    )
+    return MergedSync(
+        model=model,
+        accelerator=process,
+        processing_class=tokenizer,
+        max_model_length=max_length,
+        max_num_seqs=64,
+        max_completion_length=max_length,
+    )

@@ -1,0 +1,315 @@
+"""The run folder: everything a run leaves behind, written so that a kill loses little and fakes nothing.
+
+outputs/<recipe>/<model>/<time>/
+    config.json         the arguments, written first; a resumed run must have the same
+    completions.jsonl   every graded completion of every stage
+    metrics.jsonl       the trainers' metrics, one line a step
+    warm_start/         the adapter after the warm start
+    checkpoints/        trainer state, until the run is complete
+    adapter/            the trained adapter with tokenizer, chat template and model card
+    results.json        the figures; "complete": true only when all of it is there
+    report.html         the same to look at
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from eval.files import write_json_atomic, write_text_atomic
+from eval.metrics import compare, summarise, verdict
+from eval.report import write_model_card, write_report
+from recipes.common import machine
+from recipes.common.models import ModelSpec
+
+# These say where and how long to run, not what: they may differ when a run is resumed.
+NOT_CONFIGURATION = {"output_dir", "resume", "max_hours"}
+COMPLETE = "complete.json"  # written into a checkpoint last: without it the checkpoint was cut off
+Records = list[dict[str, Any]]
+
+
+class Run:
+    """One run's folder. `Run.open` makes a new one or finds the one to resume."""
+
+    def __init__(self, folder: Path, recipe: str, spec: ModelSpec, args: Any, resumed: bool) -> None:
+        self.folder, self.recipe, self.spec, self.args, self.resumed = folder, recipe, spec, args, resumed
+        self.started = time.monotonic()
+        self.steps: dict[str, tuple[int, int]] = {}  # phase: made, planned
+        self.stages: dict[str, Records] = {}
+        if (folder / "completions.jsonl").exists():
+            for record in _read_jsonl(folder / "completions.jsonl"):
+                self.stages.setdefault(record["stage"], []).append(record)
+
+    @classmethod
+    def open(cls, recipe: str, spec: ModelSpec, args: Any) -> "Run":
+        """Make the folder of a new run, or resume.
+
+        Raises:
+            ValueError: nothing to resume, or the configuration changed; the sentence lists the differences.
+            OSError: the output folder cannot be written.
+        """
+        parent = Path(args.output_dir) / recipe / spec.alias.replace("/", "--")
+        config = _configuration(args)
+        if not args.resume:
+            folder = parent / datetime.now().strftime("%Y%m%d-%H%M%S")
+            while folder.exists():
+                folder = folder.with_name(folder.name + "b")
+            folder.mkdir(parents=True)
+            write_json_atomic(folder / "config.json", config)
+            print(f"Run folder: {folder}")
+            return cls(folder, recipe, spec, args, resumed=False)
+        candidates = sorted(parent.glob("*/config.json"), reverse=True)
+        if not candidates:
+            raise ValueError(
+                f"--resume found no run of {recipe} with {spec.alias} in {parent}; start one without --resume"
+            )
+        folder = candidates[0].parent
+        if (folder / "results.json").exists() and _read_json(folder / "results.json")["complete"]:
+            raise ValueError(f"the newest run, {folder}, is complete; start a new one without --resume")
+        before = _read_json(candidates[0])
+        changed = [
+            f"--{name.replace('_', '-')} {before.get(name)} -> {config.get(name)}"
+            for name in sorted(before.keys() | config.keys())
+            if before.get(name) != config.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"--resume cannot continue {folder} with another configuration ({', '.join(changed)}); "
+                "give the values it started with, or start a new run without --resume"
+            )
+        print(f"Resuming {folder}")
+        run = cls(folder, recipe, spec, args, resumed=True)
+        if (folder / "results.json").exists():  # its last stage is of a model about to be trained further
+            run.stages.popitem()
+            run._write_stages()
+            (folder / "results.json").unlink()
+        return run
+
+    # Time
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to phase `name`, also when the phase fails or is resumed later."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.seconds
+            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - started, 1)
+            write_json_atomic(self.folder / "seconds.json", seconds)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase so far, over all sessions of this run."""
+        path = self.folder / "seconds.json"
+        return _read_json(path) if path.exists() else {}
+
+    def time_left(self) -> float:
+        """Seconds until training must stop so that the last evaluation still fits into `--max-hours`."""
+        if self.args.max_hours is None:
+            return math.inf
+        evaluation = max((s for name, s in self.seconds.items() if name.startswith("evaluate")), default=0.0)
+        return self.args.max_hours * 3600 - (time.monotonic() - self.started) - 1.5 * evaluation
+
+    # Stages
+
+    def stage(self, name: str, evaluate: Callable[..., Records]) -> dict[str, Any]:
+        """Evaluate stage `name` or read it back from an earlier session; print and return its summary."""
+        if name not in self.stages:
+            with self.phase(f"evaluate {name}"):
+                self.stages[name] = evaluate(stage=name)
+            self._write_stages()
+        summary = summarise(self.stages[name])
+        low, high = summary["ci95"]
+        print(
+            f"{name}: n = {summary['n']}, accuracy {summary['accuracy']:.1%} "
+            f"(95 % CI {low:.1%} to {high:.1%}), "
+            f"format {summary['format_rate']:.1%}, sampled reward {summary['sampled_reward']:.3f}, "
+            f"{summary['mean_length']:.0f} tokens, {summary['truncation_rate']:.1%} truncated"
+        )
+        return summary
+
+    def length_quantile(self, share: float) -> int:
+        """The length in tokens that `share` of the latest stage's completions stay within."""
+        lengths = sorted(record["tokens"] for record in list(self.stages.values())[-1])
+        return lengths[math.ceil(share * len(lengths)) - 1]
+
+    def _write_stages(self) -> None:
+        lines = [json.dumps(record, ensure_ascii=False) for stage in self.stages.values() for record in stage]
+        write_text_atomic(self.folder / "completions.jsonl", "\n".join(lines) + "\n")
+
+    # Training state
+
+    def checkpoints(self, phase: str) -> Path:
+        """Where the trainer of `phase` keeps its checkpoints."""
+        return self.folder / "checkpoints" / phase.replace(" ", "_")
+
+    def last_checkpoint(self, phase: str) -> str | None:
+        """The newest checkpoint of `phase` that was saved whole, or None; deletes cut-off ones.
+
+        Metrics that a killed session logged after it are dropped too: their steps will be made again.
+        """
+        whole = None
+        for folder in self.checkpoints(phase).glob("checkpoint-*"):
+            if not (folder / COMPLETE).exists():
+                shutil.rmtree(folder)
+            elif whole is None or _step(folder) > _step(whole):
+                whole = folder
+        if self.resumed:
+            step = _step(whole) if whole else 0
+            kept = [line for line in self.metrics() if line["phase"] != phase or line["step"] <= step]
+            write_text_atomic(
+                self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept)
+            )
+        return str(whole) if whole else None
+
+    def trainer_settings(self, phase: str) -> dict[str, Any]:
+        """Fields of a trainer's config that are no choice of a recipe: seed, precision, logs, checkpoints."""
+        import torch
+
+        bf16 = not machine.has_gpu() or torch.cuda.is_bf16_supported()
+        return {
+            "output_dir": str(self.checkpoints(phase)),
+            "seed": self.args.seed,
+            "bf16": bf16,
+            "fp16": not bf16 and not self.spec.fp16_unsafe,
+            "gradient_checkpointing": machine.has_gpu(),
+            "optim": "adamw_8bit" if machine.has_gpu() else "adamw_torch_fused",
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 0.1,  # a tenth of the run is the most that a kill can cost
+            "save_total_limit": 2,  # the previous one, in case a save is cut off
+            "report_to": self.args.report_to,
+            "disable_tqdm": True,  # the table of `callbacks.StepTable` takes its place
+            "dataloader_pin_memory": machine.has_gpu(),
+        }
+
+    def train(self, trainer: Any) -> bool:
+        """Run a trainer built with `trainer_settings` from its last whole checkpoint, where there is one.
+
+        False where `--max-hours` stopped it early.
+        """
+        from recipes.common.callbacks import attach
+
+        phase = Path(trainer.args.output_dir).name.replace("_", " ")
+        attach(trainer, self, phase)
+        with self.phase(phase):
+            trainer.train(resume_from_checkpoint=self.last_checkpoint(phase))
+        made, planned = trainer.state.global_step, trainer.state.max_steps
+        self.steps[phase] = (made, planned)
+        if made < planned:
+            print(
+                f"Out of time at step {made} of {planned} ({phase}); the same command with --resume goes on."
+            )
+        return made >= planned
+
+    def log_metrics(self, phase: str, step: int, values: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl; values that JSON cannot hold (nan, inf) become null."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"phase": phase, "step": step, **clean}) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a kill cut off is left out."""
+        path = self.folder / "metrics.jsonl"
+        return list(_read_jsonl(path)) if path.exists() else []
+
+    def save_adapter(self, name: str, model: Any, tokenizer: Any) -> Path:
+        """Save the adapter as safetensors, with tokenizer and template, in folder `name`; atomically."""
+        target, building = self.folder / name, self.folder / f".{name}.part"
+        shutil.rmtree(building, ignore_errors=True)
+        # Only "default": a reference adapter, where beta > 0 made one, is not what was trained.
+        model.save_pretrained(str(building), selected_adapters=["default"])
+        tokenizer.save_pretrained(str(building))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(building, target)
+        return target
+
+    def load_adapter(self, name: str, model: Any) -> bool:
+        """Load the weights of saved adapter `name` into the model's adapter; False where none was saved."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        path = self.folder / name / "adapter_model.safetensors"
+        if path.exists():
+            set_peft_model_state_dict(model, load_file(path))
+        return path.exists()
+
+    # The end
+
+    def finish(self) -> dict[str, Any]:
+        """Write results.json, report.html and the model card.
+
+        The run is complete when its last phase made all its steps; then the checkpoints go.
+        """
+        made, planned = self.steps[list(self.steps)[-1]]
+        summaries = {name: summarise(records) for name, records in self.stages.items()}
+        names = list(summaries)
+        pairs = [*pairwise(names), *([(names[0], names[-1])] if len(names) > 2 else [])]
+        comparisons = [compare(self.stages[a], self.stages[b]) for a, b in pairs]
+        whole = comparisons[-1]
+        results = {
+            "recipe": self.recipe,
+            "model": self.spec.alias,
+            "base_model": self.spec.hub_id,
+            "licence": self.spec.licence,
+            "n": whole["n"],
+            "complete": made >= planned,
+            "steps": {"made": made, "planned": planned},
+            "date": datetime.now().date().isoformat(),
+            "machine": machine.describe(),
+            "command": " ".join(["python", *sys.argv]),
+            "stages": list(summaries.values()),
+            "paired": {
+                "from": whole["from"],
+                "to": whole["to"],
+                "n": whole["n"],
+                **{key: whole["accuracy"][key] for key in ("delta", "ci95", "p")},
+            },
+            "comparisons": comparisons,
+            "seconds": self.seconds,
+            "peak_memory_gib": machine.peak_memory_gib(),
+            "versions": machine.versions(),
+            "git_commit": machine.git_commit(),
+            "args": dataclasses.asdict(self.args),
+        }
+        records = [record for stage in self.stages.values() for record in stage]
+        write_report(self.folder / "report.html", results, self.metrics(), records)
+        write_model_card(self.folder / "adapter" / "README.md", results)
+        write_json_atomic(self.folder / "results.json", results)  # last: its "complete" vouches for the rest
+        if results["complete"]:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        print(f"{verdict(whole)}\nReport: {self.folder / 'report.html'}")
+        return results
+
+
+def _configuration(args: Any) -> dict[str, Any]:
+    values = {k: v for k, v in dataclasses.asdict(args).items() if k not in NOT_CONFIGURATION}
+    return json.loads(json.dumps(values))  # as it will read back: tuples are lists
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed session
+            return
