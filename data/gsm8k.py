@@ -146,8 +146,7 @@ def _locate(split: Split, source: str) -> tuple[Path, bool]:
     types = " or ".join(FILE_TYPES)
     if not os.path.isfile(path):
         raise ValueError(
-            f"there is no source {source!r}: pass hub, sample, a {types} file or a folder"
-            + _suggestion(source)
+            f"there is no source {source!r}: pass hub, sample, a {types} file or a folder" + _suggestion(source)
         )
     if path.suffix.lower() not in FILE_TYPES:
         raise ValueError(f"{source} is not a {types} file: convert it to one of them")

@@ -39,9 +39,7 @@ def build_completions(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
         reasoning = ""
         while len(reasoning) < CHARACTERS:
             a, b = rng.randint(2, 99), rng.randint(2, 99)
-            reasoning += (
-                f"Every week she buys {a} eggs and sells {b} of them, so {a} - {b} = {a - b} are left.\n"
-            )
+            reasoning += f"Every week she buys {a} eggs and sells {b} of them, so {a} - {b} = {a - b} are left.\n"
 
         kind = KINDS[index % len(KINDS)]
         dressed = rng.choice([f"${answer:,}", f"{answer} eggs", f"{answer}.00", f"The answer is {answer}."])

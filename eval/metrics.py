@@ -51,9 +51,7 @@ def mcnemar(gained: int, lost: int) -> float:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def bootstrap_mean(
-    values: Sequence[float], *, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float] | None:
+def bootstrap_mean(values: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
     """Percentile bootstrap interval (95 %) of the mean of `values`, one value per problem.
 
     Slightly narrow where problems are few: of 2,000 simulated comparisons in which 30 % were gained and 10 %
@@ -248,9 +246,7 @@ def _stage_name(records: Sequence[Record]) -> str:
 
 
 def _require_same_problems(before: Sequence[Record], after: Sequence[Record], names: tuple[str, str]) -> None:
-    old, new = (
-        {record["index"]: (record["question"], record["gold"]) for record in side} for side in (before, after)
-    )
+    old, new = ({record["index"]: (record["question"], record["gold"]) for record in side} for side in (before, after))
     differing = sorted(index for index in old.keys() | new.keys() if old.get(index) != new.get(index))
     if differing:
         raise ValueError(

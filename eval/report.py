@@ -180,9 +180,7 @@ def _unfinished(results: Mapping[str, Any]) -> str:
     """How far a run came that stopped before its last step (`--max-hours`); empty for a whole one."""
     if results.get("complete", True):
         return ""
-    return "stopped after step {made} of {planned}, and these numbers are of that model".format(
-        **results["steps"]
-    )
+    return "stopped after step {made} of {planned}, and these numbers are of that model".format(**results["steps"])
 
 
 def _reasons(results: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -32,9 +32,7 @@ class Sampler(Protocol):
     name: str
     batch_size: int
 
-    def sample(
-        self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int
-    ) -> list[Completion]:
+    def sample(self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int) -> list[Completion]:
         """One completion for each of at most `batch_size` prompts."""
         ...
 
@@ -47,9 +45,7 @@ class ModelSampler:
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 128) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
-    def sample(
-        self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int
-    ) -> list[Completion]:
+    def sample(self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int) -> list[Completion]:
         import torch
         from unsloth import FastLanguageModel
 
@@ -98,9 +94,7 @@ class VllmSampler:
     def __init__(self, llm: Any, tokenizer: Any, prepare: Callable[[], Any], batch_size: int = 128) -> None:
         self.llm, self.tokenizer, self.prepare, self.batch_size = llm, tokenizer, prepare, batch_size
 
-    def sample(
-        self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int
-    ) -> list[Completion]:
+    def sample(self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int) -> list[Completion]:
         from vllm import SamplingParams
 
         lora = self.prepare()
@@ -108,10 +102,7 @@ class VllmSampler:
         outputs = self.llm.generate(
             [{"prompt_token_ids": prompt} for prompt in ids],
             # A seed of its own for every sequence: one for all would give a problem the same text each time.
-            [
-                SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed + i)
-                for i in range(len(ids))
-            ],
+            [SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed + i) for i in range(len(ids))],
             use_tqdm=False,
             lora_request=lora,
         )

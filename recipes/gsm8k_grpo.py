@@ -14,7 +14,6 @@ Rewards, each in [0, 1], with weights: correctness 2, tags 0.5, structure 0.5, m
 On a GPU: not yet measured, and this path has not been run.
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
 from data import gsm8k
-from eval.sampling import evaluate
+from eval.sampling import Reward, evaluate
 from recipes.common import cli, machine
 from recipes.common.models import ModelSpec, default_alias, repair_tokenizer, resolve, weights_source
 from recipes.common.rollouts import Choice, Rollouts, choose
@@ -32,7 +31,7 @@ from rewards.format import multiline_reward, steps_reward, structure_reward, tag
 from rewards.numeric import correctness_reward
 
 # Correctness outweighs all of the format together, 2 against 1.5: a right answer beats the neatest wrong one.
-REWARDS = [correctness_reward, tags_reward, structure_reward, multiline_reward, steps_reward]
+REWARDS: list[Reward] = [correctness_reward, tags_reward, structure_reward, multiline_reward, steps_reward]
 WEIGHTS = [2.0, 0.5, 0.5, 0.25, 0.25]
 EVAL_SAMPLES = 4  # per problem, beside the greedy completion
 TEMPERATURE = 1.0  # of rollouts and of the sampled evaluation: what GRPO optimises is what is measured
@@ -126,7 +125,7 @@ def load_model(args: Args, spec: ModelSpec, engine: str) -> tuple:
     return model, tokenizer
 
 
-def warm_start_config(args: Args, run: Run):
+def warm_start_config(args: Args, run: Run) -> object:
     from trl import SFTConfig
 
     return SFTConfig(
@@ -139,7 +138,7 @@ def warm_start_config(args: Args, run: Run):
     )
 
 
-def grpo_config(args: Args, run: Run, engine: str):
+def grpo_config(args: Args, run: Run, engine: str) -> object:
     from trl import GRPOConfig
 
     return GRPOConfig(
@@ -151,7 +150,7 @@ def grpo_config(args: Args, run: Run, engine: str):
         per_device_train_batch_size=args.num_generations,  # one group: no batch can be indivisible
         gradient_accumulation_steps=args.prompts_per_step,
         num_generations=args.num_generations,
-        max_completion_length=min(args.max_completion_length, math.ceil(1.25 * run.length_quantile(0.95))),
+        max_completion_length=min(args.max_completion_length, int(1.25 * run.length_quantile(0.95)) + 1),
         temperature=TEMPERATURE,
         top_p=1.0,  # a narrowed rollout is not the policy that the loss differentiates (TRL issue 6789)
         top_k=0,

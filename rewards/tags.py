@@ -82,6 +82,4 @@ def completion_text(completion: Completion) -> str:
         if message.get("role", "assistant") == "assistant":  # TRL's own examples leave the role out
             return message.get("content") or ""
     roles = [message.get("role") for message in completion]
-    raise ValueError(
-        f"completion has roles {roles}; expected a string, or messages with one by the assistant"
-    )
+    raise ValueError(f"completion has roles {roles}; expected a string, or messages with one by the assistant")

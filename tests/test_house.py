@@ -11,9 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("recipes", "rewards", "data", "eval")
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.name != "__init__.py")
-PATH_LINE = (
-    "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone"
-)
+PATH_LINE = "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone"
 HEAVY = {
     *("accelerate", "bitsandbytes", "datasets", "deepeval", "evidently", "matplotlib", "pandas", "peft"),
     *("scipy", "sklearn", "torch", "transformers", "trl", "unsloth", "unsloth_zoo", "vllm"),

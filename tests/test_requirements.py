@@ -16,6 +16,7 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PROJECT = tomllib.loads(PYPROJECT)["project"]
 OURS = ("recipes", "rewards", "data", "eval")
 PIN_FILES = ("cpu.txt", "gpu.txt", "cpu-vllm.txt")
+PEER_FILE = "bench-peer.txt"
 # Unusable without a GPU; torchvision is worse: beside its CUDA build `import unsloth` fails on a CPU.
 GPU_ONLY = re.compile(
     r"nvidia-.*|cuda-.*|cut-cross-entropy|diffusers|torch(ao|audio|codec|vision)|triton|vllm|xformers"
@@ -82,14 +83,20 @@ def test_pin_files_agree() -> None:
     assert {"torch", "numpy", "transformers", "trl", "unsloth"} <= cpu.keys() & gpu.keys()
 
 
+def test_bench_compares_trl_and_nothing_else() -> None:
+    """The peer's libraries are ours but for TRL; with Unsloth's patches it would be no peer."""
+    cpu, peer = pins("cpu.txt"), pins(PEER_FILE)
+    assert {name: pin for name, pin in peer.items() if cpu.get(name) != pin} == {"trl": "1.12.0"}
+    assert {"accelerate", "datasets", "jinja2", "peft", "torch", "transformers"} <= peer.keys()
+    assert not {"unsloth", "unsloth-zoo", "vllm"} & peer.keys()
+
+
 def test_cpu_pins_hold_no_gpu_package() -> None:
-    assert [name for name in pins("cpu.txt", "cpu-vllm.txt") if GPU_ONLY.fullmatch(name)] == []
+    assert [name for name in pins("cpu.txt", "cpu-vllm.txt", PEER_FILE) if GPU_ONLY.fullmatch(name)] == []
 
 
 def test_every_upper_bound_has_a_reason() -> None:
-    declarations = re.findall(
-        r'^    "([\w.-]+ ?[<>=!~][^"]*)",(?: *# *(.*))?$', PYPROJECT, flags=re.MULTILINE
-    )
+    declarations = re.findall(r'^    "([\w.-]+ ?[<>=!~][^"]*)",(?: *# *(.*))?$', PYPROJECT, flags=re.MULTILINE)
     assert len(declarations) >= len(ranges(*PROJECT["optional-dependencies"]))
     bounded = [(wanted, reason) for wanted, reason in declarations if re.search(r"<|==|~=", wanted)]
     assert [wanted for wanted, reason in bounded if len(reason.split()) < 3] == []

@@ -2,18 +2,19 @@
 
 import dataclasses
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from recipes.common.machine import REPOSITORY, has_gpu, quiet_libraries
 
-Args = TypeVar("Args")
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_SPACE_WORDS = ("No space left", "File too large", "file write failed")  # safetensors' and torch's own
 
 
-def start(main: Callable[[Args], None], *, on_cpu: Args, on_gpu: Args, smoke: dict[str, Any]) -> None:
+def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[str, Any]) -> None:
     """Parse the command line and run `main`; exits with 2 on a user's mistake, with 130 on Ctrl-C.
 
     `on_cpu` and `on_gpu` are the defaults without and with a GPU. With `--smoke`, `smoke` overrides what
@@ -50,23 +51,12 @@ def explain(error: Exception) -> str | None:
 
     None for anything else: a bug wants its traceback.
     """
-    text = str(error)
-    number = error.errno if isinstance(error, OSError) else None
-    # safetensors and torch report a full disk in words of their own.
-    if (
-        number in NO_SPACE
-        or "No space left" in text
-        or "file write failed" in text
-        or "File too large" in text
-    ):
-        where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
-        return (
-            f"the disk is full{where}: free some space or name another --output-dir, then go on with --resume"
-        )
+    text, number, file = str(error), getattr(error, "errno", None), getattr(error, "filename", None)
+    if number in NO_SPACE or any(words in text for words in NO_SPACE_WORDS):
+        where = f" while writing {file}" if file else ""
+        return f"the disk is full{where}: free some space, then go on with --resume"
     if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) or number == errno.EROFS:
-        return (
-            f"cannot write {getattr(error, 'filename', None)} ({error.strerror}): name another --output-dir"
-        )
+        return f"cannot write {file} ({os.strerror(number or errno.EACCES)}): name another --output-dir"
     if isinstance(error, ValueError) and _raised_by_us(error):
         return text
     return None

@@ -73,9 +73,7 @@ def git_commit() -> str | None:
     """The commit this clone stands at, with `+changes` where files differ from it; None outside a clone."""
     try:
         head, status = (
-            subprocess.run(
-                ["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True
-            ).stdout
+            subprocess.run(["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
             for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.CalledProcessError):

@@ -167,9 +167,7 @@ class Run:
         if self.resumed:
             step = _step(whole) if whole else 0
             kept = [line for line in self.metrics() if line["phase"] != phase or line["step"] <= step]
-            write_text_atomic(
-                self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept)
-            )
+            write_text_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         return str(whole) if whole else None
 
     def trainer_settings(self, phase: str) -> dict[str, Any]:
@@ -209,9 +207,7 @@ class Run:
         made, planned = trainer.state.global_step, trainer.state.max_steps
         self.steps[phase] = (made, planned)
         if made < planned:
-            print(
-                f"Out of time at step {made} of {planned} ({phase}); the same command with --resume goes on."
-            )
+            print(f"Out of time at step {made} of {planned} ({phase}); the same command with --resume goes on.")
         return made >= planned
 
     def log_metrics(self, phase: str, step: int, values: dict[str, Any]) -> None:

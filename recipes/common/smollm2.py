@@ -238,9 +238,7 @@ def _tokenizer_json(tokens: list[str], kinds: list[int], merges: list[str]) -> b
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token, **flags} for i, token in enumerate(tokens) if kinds[i] == control
-        ],
+        "added_tokens": [{"id": i, "content": token, **flags} for i, token in enumerate(tokens) if kinds[i] == control],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",

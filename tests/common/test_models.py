@@ -111,9 +111,7 @@ def test_resolve_leaves_the_shape_of_another_repository_unknown():
     ],
 )
 def test_resolve_names_the_closest_aliases(name, hint):
-    with pytest.raises(
-        ValueError, match=r"^no model named .* folder with config\.json and safetensors$"
-    ) as error:
+    with pytest.raises(ValueError, match=r"^no model named .* folder with config\.json and safetensors$") as error:
         resolve(name)
     assert hint in str(error.value)
 
@@ -240,9 +238,7 @@ def tokenizer():
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(special + words)}))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.add_special_tokens(special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 
 def test_repair_gives_phi4_its_tokens_and_its_template(tokenizer):

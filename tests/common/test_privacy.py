@@ -81,9 +81,7 @@ def test_a_users_own_value_survives(name):
 def test_no_ping_leaves_the_process(tmp_path):
     script = tmp_path / "call_home.py"
     script.write_text(CALL_HOME)
-    runs = {
-        mode: _python(str(script), mode, cwd=tmp_path, HOME=str(tmp_path)) for mode in ("quiet", "as_shipped")
-    }
+    runs = {mode: _python(str(script), mode, cwd=tmp_path, HOME=str(tmp_path)) for mode in ("quiet", "as_shipped")}
     for run in runs.values():
         assert run.returncode == 0, run.stderr
     assert "huggingface.co" in runs["as_shipped"].stdout and "posthog.com" in runs["as_shipped"].stdout

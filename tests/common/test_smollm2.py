@@ -132,9 +132,7 @@ def test_digits_are_split_off_first_even_after_saving(tokenizer, tmp_path, text,
     assert AutoTokenizer.from_pretrained(tmp_path).tokenize(text) == tokens
 
 
-@pytest.mark.parametrize(
-    "text", ["3 , 4 . Don't!", "naïve 東京 🙂", " x\n\n\ty ", "<reasoning>\n1,080\n</reasoning>"]
-)
+@pytest.mark.parametrize("text", ["3 , 4 . Don't!", "naïve 東京 🙂", " x\n\n\ty ", "<reasoning>\n1,080\n</reasoning>"])
 def test_text_survives_and_nothing_is_added(tokenizer, text):
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
@@ -182,9 +180,7 @@ def test_weights_and_logits_are_what_transformers_reads(folder, tokenizer):
 
 def test_it_answers_and_stops(model, tokenizer):
     chat = [{"role": "user", "content": "What is 2 + 3? Answer with the number."}]
-    prompt = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**prompt, max_new_tokens=30, do_sample=False)
     assert tokenizer.decode(output[0, prompt["input_ids"].shape[1] :]) == "2 + 3 = 5<|im_end|>"
 

@@ -325,9 +325,7 @@ def test_a_limit_that_leaves_nothing_is_refused_before_anything_is_read(limit):
 
 
 def test_an_unknown_split_is_refused():
-    assert "split is 'validation', and GSM8K has 'train' and 'test'" in complaint(
-        "validation", source="sample"
-    )
+    assert "split is 'validation', and GSM8K has 'train' and 'test'" in complaint("validation", source="sample")
 
 
 def test_without_the_hub_the_way_out_is_named(tmp_path):

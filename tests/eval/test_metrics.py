@@ -239,22 +239,16 @@ def test_nothing_graded_on_both_sides_is_not_compared() -> None:
 
 
 def test_no_change_at_all_is_zero_without_a_minus_sign() -> None:
-    comparison = compare(
-        stage("before", [1.0, 0.0] * 8, reward=0.1 + 0.2), stage("after", [1.0, 0.0] * 8, reward=0.3)
-    )
+    comparison = compare(stage("before", [1.0, 0.0] * 8, reward=0.1 + 0.2), stage("after", [1.0, 0.0] * 8, reward=0.3))
     assert comparison["accuracy"] == {"delta": 0.0, "ci95": [0.0, 0.0], "p": 1.0, "gained": 0, "lost": 0}
     assert "-0.0" not in json.dumps(comparison)  # though 0.3 - (0.1 + 0.2) is -5.6e-17
-    assert verdict(comparison) == (
-        "accuracy +0.0 points (95 % CI +0.0 to +0.0, p = 1, n = 16): no measurable change"
-    )
+    assert verdict(comparison) == ("accuracy +0.0 points (95 % CI +0.0 to +0.0, p = 1, n = 16): no measurable change")
 
 
 def test_a_small_p_is_not_rounded_to_zero() -> None:
     comparison = compare(stage("before", [0.0] * 40), stage("after", [1.0] * 40))
     assert comparison["accuracy"]["p"] == pytest.approx(2 / 2**40, rel=1e-3)
-    assert verdict(comparison) == (
-        "accuracy +100.0 points (95 % CI +100.0 to +100.0, p < 0.0001, n = 40): it learned"
-    )
+    assert verdict(comparison) == ("accuracy +100.0 points (95 % CI +100.0 to +100.0, p < 0.0001, n = 40): it learned")
 
 
 def test_fewer_than_six_problems_decide_nothing() -> None:
@@ -305,9 +299,7 @@ DOWN_TEXT = "accuracy -20.0 points (95 % CI -30.0 to -10.0, p = 0.001, n = 64)"
         ((0.08, 0.002, 0.16, 0.07), SAME, SAME, "p = 0.07, n = 64): no measurable change"),
     ],
 )
-def test_verdict_claims_no_more_than_it_may(
-    accuracy: tuple, reward: tuple, sampled: tuple, sentence: str
-) -> None:
+def test_verdict_claims_no_more_than_it_may(accuracy: tuple, reward: tuple, sampled: tuple, sentence: str) -> None:
     said = verdict(comparison_of(accuracy, reward, sampled))
     assert sentence in said
     assert sentence == said or not sentence.startswith("accuracy")

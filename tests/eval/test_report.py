@@ -14,9 +14,7 @@ from eval.report import CURVE_POINTS, pick_problems, write_model_card, write_rep
 
 STAGES = ("before", "warm start", "after")
 GOOD = "<reasoning>\n2 + 2 = 4\n</reasoning>\n<answer>\n4\n</answer>"
-HOSTILE = (
-    "\n  </pre></answer><script>alert('&amp;')</script>\n\t<img src=x onerror=alert(1)>{{ 7 * 7 }}\r\n\ud83d"
-)
+HOSTILE = "\n  </pre></answer><script>alert('&amp;')</script>\n\t<img src=x onerror=alert(1)>{{ 7 * 7 }}\r\n\ud83d"
 
 
 class Page(HTMLParser):
@@ -191,9 +189,7 @@ def test_every_curve_with_data_is_drawn_and_no_other(tmp_path: Path) -> None:
     ]
     assert titles([]) == []
     assert titles([{"phase": "grpo", "step": 1, "reward": 0.5, "kl": 0.1}]) == ["Reward, weighted total"]
-    assert (
-        titles([{"phase": "grpo", "step": 1, "reward": value} for value in (None, "?", float("nan"))]) == []
-    )
+    assert titles([{"phase": "grpo", "step": 1, "reward": value} for value in (None, "?", float("nan"))]) == []
 
 
 def test_a_step_logged_again_after_a_resume_counts_once(tmp_path: Path) -> None:
@@ -259,9 +255,7 @@ def test_problems_gained_and_lost_take_turns_and_unchanged_ones_fill_up() -> Non
     chosen, how = pick_problems(before + after, ["before", "after"])
     assert [row[0]["index"] for row in chosen] == [2, 4, 3, 5, 7]
     assert [record["stage"] for record in chosen[0]] == ["before", "after"]
-    assert how.startswith(
-        "5 of 8 problems, chosen by rule: the 4 solved only after and the 1 solved only before"
-    )
+    assert how.startswith("5 of 8 problems, chosen by rule: the 4 solved only after and the 1 solved only before")
 
     unchanged, how = pick_problems(before[:8] + records("after", [0.0, 1.0, 0.0, 0.0]), ["before", "after"])
     assert [row[0]["index"] for row in unchanged] == [0, 1, 2, 3]

@@ -56,13 +56,9 @@ GROUPS: dict[str, list[Case]] = {
         Case("steps on one line", thinking("Tom has 12 apples. He buys 6, so 12 + 6 = 18."), (1, 0, 1, 1, 1)),
         Case("a numbered list", thinking("1. Tom has 12 apples.\n2. 12 + 6 = 18 apples."), RIGHT),
         Case("steps with labels", thinking("Step 1: Tom has 12 apples.\nStep 2: 12 + 6 = 18 apples."), RIGHT),
-        Case(
-            "comparison signs in the text", thinking("5 < 6 so Tom has more.\n12 + 6 = 18 apples > 6."), RIGHT
-        ),
+        Case("comparison signs in the text", thinking("5 < 6 so Tom has more.\n12 + 6 = 18 apples > 6."), RIGHT),
         Case("a tag of another grammar in the text", thinking(f"{WORK}\n<b>Done with it all.</b>"), RIGHT),
-        Case(
-            "another script", thinking("小明有 12 个苹果。\n他又买了 6 个, 12 + 6 = 18 个。"), (1, 1, 1, 1, 1)
-        ),
+        Case("another script", thinking("小明有 12 个苹果。\n他又买了 6 个, 12 + 6 = 18 个。"), (1, 1, 1, 1, 1)),
     ],
     "text outside the blocks": [
         Case("talk before", f"Sure! Let us see.\n{IDEAL}", AROUND),
@@ -146,9 +142,7 @@ GROUPS: dict[str, list[Case]] = {
         Case("equations without words", thinking("12 + 6 = 18\n18 - 0 = 18"), (1, 0, 0, 1, 1)),
         Case("words without numbers", thinking("Let me think about it.\nNow it is clear."), (1, 1, 0, 1, 1)),
         Case("one step", thinking("He has 12 + 6 = 18 apples."), (1, 0, 0.5, 1, 1)),
-        Case(
-            "one step, then fluff", thinking("12 + 6 = 18 apples.\nThat is all there is."), (1, 1, 0.5, 1, 1)
-        ),
+        Case("one step, then fluff", thinking("12 + 6 = 18 apples.\nThat is all there is."), (1, 1, 0.5, 1, 1)),
         Case("newlines written out", thinking(WORK.replace("\n", "\\n")), (1, 0, 0.5, 1, 1)),
         Case("lines by markup", thinking(WORK.replace("\n", "<br>")), (1, 0, 0.5, 1, 1)),
         Case("digits of another script", thinking("Tom has ١٢ of it.\nHe buys ٦ more."), (1, 1, 0, 1, 1)),
@@ -156,24 +150,18 @@ GROUPS: dict[str, list[Case]] = {
     "repetition": [
         Case("one line over and over", thinking("Tom has 12 apples now.\n" * 20), (1, 0, 0.5, 1, 1)),
         Case("one sentence over and over", thinking("Tom has 12 apples. " * 20), (1, 0, 0.5, 1, 1)),
-        Case(
-            "case and punctuation changed", thinking("Tom has 12, yes.\ntom HAS 12 yes!"), (1, 0, 0.5, 1, 1)
-        ),
+        Case("case and punctuation changed", thinking("Tom has 12, yes.\ntom HAS 12 yes!"), (1, 0, 0.5, 1, 1)),
         Case("one number changed", thinking("The answer is 5.\nThe answer is 6."), (1, 0, 0.5, 1, 1)),
         Case("words shuffled", thinking("Tom has 12 apples.\n12 apples has Tom."), (1, 0, 0.5, 1, 1)),
         Case("operands swapped", thinking("12 + 6 = 18 apples\n6 + 12 = 18 apples"), (1, 0, 0.5, 1, 1)),
         Case("words stretched", thinking("has has has 12\nhas 12 12 12"), (1, 0, 0, 1, 1)),
         Case("copies under labels", thinking("1. Tom has 12 now.\n2. Tom has 12 now."), (1, 0, 0.5, 1, 1)),
-        Case(
-            "copies under step labels", thinking("Step 1: 2 is a two\nStep 2: 2 is a two"), (1, 0, 0.5, 1, 1)
-        ),
+        Case("copies under step labels", thinking("Step 1: 2 is a two\nStep 2: 2 is a two"), (1, 0, 0.5, 1, 1)),
     ],
     # What form cannot see. These stay cheap to earn: correctness must outweigh them in a recipe.
     "known limits of format rewards": [
         Case("nonsense with numbers", thinking("blue 12 moon 6\nfish 18 tree 7", "7"), WRONG),
-        Case(
-            "the question repeated", thinking("Tom has 12 apples.\nHow many has he after 6 more?", "7"), WRONG
-        ),
+        Case("the question repeated", thinking("Tom has 12 apples.\nHow many has he after 6 more?", "7"), WRONG),
         Case("wrong arithmetic", thinking("Tom has 12 apples.\nNow 12 + 6 = 19 apples.", "19"), WRONG),
     ],
     "answers that a person accepts": [

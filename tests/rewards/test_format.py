@@ -25,9 +25,9 @@ LEVELS = {
     structure_reward: {0.0, 1.0},
 }
 
-TAG_SOUP = st.lists(
-    st.sampled_from([*TAGS, "Tom has 12", "so 6 is left", "\n", " "]) | st.text(max_size=5)
-).map("".join)
+TAG_SOUP = st.lists(st.sampled_from([*TAGS, "Tom has 12", "so 6 is left", "\n", " "]) | st.text(max_size=5)).map(
+    "".join
+)
 LINE = st.text(st.characters(exclude_characters="\n.!?;<", exclude_categories=["Cs"]))
 
 

@@ -11,9 +11,9 @@ from rewards.tags import FORMAT_EXAMPLE, TAGS, Parsed, completion_text, parse, r
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 
 BLOCK = st.text().filter(lambda text: re.search(r"[^\W_]", text) and not any(tag in text for tag in TAGS))
-TAG_SOUP = st.lists(
-    st.sampled_from([*TAGS, *TAGS, "18", "a b", " ", "\n", "<", ">"]) | st.text(max_size=3)
-).map("".join)
+TAG_SOUP = st.lists(st.sampled_from([*TAGS, *TAGS, "18", "a b", " ", "\n", "<", ">"]) | st.text(max_size=3)).map(
+    "".join
+)
 
 
 def parses(text: str) -> bool:
