@@ -1,18 +1,19 @@
-"""How fast training is, side by side with bare TRL on the same machine: `make bench` (about 20 minutes, two cores).
+"""How fast training is, side by side with bare TRL on the same machine: `make bench`.
 
 Contenders, each in a process of its own, taking turns so that a busy machine slows all alike:
 
-- trl: TRL 1.12.0 on stock transformers and peft, in an environment of its own (`--peer-python`); 1.15 does not
-  train on a CPU without Unsloth
+- trl: TRL 1.12.0 on stock transformers and peft, in an environment of its own (`--peer-python`); 1.15 does
+  not train on a CPU without Unsloth
 - unsloth: the same loop, with the model loaded through Unsloth
 - recipe: `recipes/gsm8k_grpo.py` as a user runs it, timed by its own metrics.jsonl
 - model, vllm: the recipe with each engine for rollouts and evaluation, where vLLM is installed
 
-Equal for all: SmolLM2-135M in 16 bit, LoRA of rank 16 on all seven projections, no gradient checkpointing, and the
-sample data; SFT steps of 8 worked examples, GRPO steps of 32 completions (4 problems x 8, micro-batches of 8) of
-exactly 48 tokens. The lengths are equal because the model is given an end token that it never writes.
+Equal for all: SmolLM2-135M in 16 bit, LoRA of rank 16 on all seven projections, bf16 autocast, no gradient
+checkpointing (TRL's default has it, and would be slower), the sample data; SFT steps of 8 worked examples, GRPO
+steps of 32 completions (4 problems x 8, micro-batches of 8) of exactly 48 tokens. The lengths are equal because
+the model is given an end token that it never writes.
 
-A step lasts from its trainer's `on_step_begin` to `on_step_end`: the recipe's rewards and callbacks lie inside,
+A step lasts from its trainer's `on_step_begin` to `on_step_end`: the recipe's rewards lie inside, its
 checkpoints outside. The first step of every process is a warm-up and is left out.
 """
 
@@ -37,7 +38,7 @@ from eval.files import write_json_atomic
 ROOT = Path(__file__).resolve().parents[1]
 NEVER_WRITTEN = "<empty_output>"  # a special token of SmolLM2's vocabulary that no chat contains
 EXAMPLES, PROBLEMS, GROUP, TOKENS, MAX_LENGTH, RANK = 8, 4, 8, 48, 512, 16
-EVALUATED = 64  # problems, once greedily and once sampled, when engines are compared
+EVALUATED = 32  # problems, once greedily and four times sampled, when engines are compared
 SEED = 3407
 # What is timed, whose time, the peer's, and the largest ratio of the two.
 BARS = [
@@ -52,18 +53,16 @@ Seconds = dict[str, list[float]]  # what is timed: seconds
 
 
 def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
-    """SFT, then GRPO on the same model, with nothing but TRL and, for `library` "unsloth", Unsloth's two calls.
+    """SFT, then GRPO on the same model: TRL alone, or with Unsloth's two calls where `library` is "unsloth".
 
-    Returns "seconds" ("SFT step", "GRPO step", and "of which generation": one value a step), "dtype" of the frozen
-    weights, "threads" and "versions". Raises RuntimeError where completions did not come out at equal length.
+    Returns "seconds" ("SFT step", "GRPO step" and "of which generation", one value a step), "dtype" of the
+    frozen weights, "threads" and "versions". Raises RuntimeError where a completion had another length.
     """
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     if library == "unsloth":
         from unsloth import FastLanguageModel
 
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            folder, max_seq_length=MAX_LENGTH, load_in_4bit=False
-        )
+        model, tokenizer = FastLanguageModel.from_pretrained(folder, max_seq_length=MAX_LENGTH, load_in_4bit=False)
         model = FastLanguageModel.get_peft_model(
             model, r=RANK, lora_alpha=RANK, target_modules=projections, use_gradient_checkpointing=False
         )
@@ -81,7 +80,7 @@ def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
 
     from data import gsm8k
 
-    seconds: Seconds = defaultdict(list)
+    seconds: Seconds = {"SFT step": [], "GRPO step": [], "of which generation": []}
 
     class Clock(transformers.TrainerCallback):
         def __init__(self, name: str) -> None:
@@ -110,6 +109,7 @@ def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
         shared: dict[str, Any] = {
             "output_dir": output,
             "max_steps": steps,
+            "use_cpu": not torch.cuda.is_available(),  # TRL 1.12.0 asks to be told
             "per_device_train_batch_size": EXAMPLES,
             "gradient_checkpointing": False,
             "seed": SEED,
@@ -159,22 +159,20 @@ def run_bare_loop(library: str, python: str, folder: Path, steps: int) -> dict[s
 
 
 def run_recipe(folder: Path, steps: int, *, engine: str, warmup_steps: int, problems: int) -> dict[str, Any]:
-    """The recipe as a user runs it. Returns its results.json with "seconds" replaced: "SFT step", "GRPO step" (one
-    value a step) and "evaluation" (the one after training, whose engine has warmed up)."""
+    """The recipe as a user runs it. Returns its results.json with other "seconds": "SFT step" and "GRPO step",
+    one value a step, and "evaluation", the one after training, when the engine has warmed up."""
     with tempfile.TemporaryDirectory() as output:
         options = {
             "model": folder,
             "source": "sample",
             "rollouts": engine,
             "lora-rank": RANK,
-            "max-seq-length": MAX_LENGTH,
             "warmup-steps": warmup_steps,
             "max-steps": steps,
             "prompts-per-step": PROBLEMS,
             "num-generations": GROUP,
             "max-completion-length": TOKENS,
             "eval-problems": problems,
-            "eval-samples": 1,
             "seed": SEED,
             "output-dir": output,
         }
@@ -188,7 +186,7 @@ def run_recipe(folder: Path, steps: int, *, engine: str, warmup_steps: int, prob
     seconds: Seconds = {"evaluation": [results["seconds"]["evaluate after"]]}
     for name, phase in (("SFT step", "warm start"), ("GRPO step", "grpo")):
         seconds[name] = [line["seconds"] for line in metrics if line["phase"] == phase]
-    return {**results, "seconds": seconds}
+    return {**results, "seconds": {name: values for name, values in seconds.items() if values}}
 
 
 def _require_equal_lengths(who: str, metrics: list[dict[str, Any]]) -> None:
@@ -213,8 +211,8 @@ def _run(command: list[str]) -> None:
 
 
 def endless_model(folder: Path) -> Path:
-    """Write SmolLM2 with an end token that it never writes into the empty `folder`, so that every completion runs to
-    its limit in every library without an option of its own. Returns `folder`."""
+    """Fill the empty `folder` with SmolLM2 and an end token that it never writes: its completions run to the
+    limit in every library and engine, without an option of each. Returns `folder`."""
     # As a command: rewards, data and eval import nothing of the recipes.
     ask = "from recipes.common.smollm2 import converted_folder; print(converted_folder())"
     done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, check=True, capture_output=True, text=True)
@@ -235,15 +233,15 @@ def endless_model(folder: Path) -> Path:
 def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
     """Run every contender `rounds` times in turn.
 
-    Returns "seconds" ({what: {contender: [...]}}, warm-up steps left out) and "about", the last round's further
-    findings of each contender.
+    Returns "seconds" ({what: {contender: [...]}}, warm-up steps left out) and "about" ({contender: whatever
+    else its last process reported}).
     """
     with_vllm = importlib.util.find_spec("vllm") is not None
     about: dict[str, Any] = {}
     seconds: dict[str, Seconds] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory(prefix="smollm2-endless-") as model:
         folder = endless_model(Path(model))
-        whole = {"warmup_steps": steps, "problems": EXAMPLES}
+        whole = {"warmup_steps": steps, "problems": 2}
         engines = {"warmup_steps": 0, "problems": EVALUATED}
         contenders: dict[str, Callable[[], dict[str, Any]]] = {
             "trl": lambda: run_bare_loop("trl", peer_python, folder, steps),
@@ -258,13 +256,16 @@ def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
                 began = time.monotonic()
                 about[name] = run()
                 for what, values in about[name].pop("seconds").items():
-                    seconds[what][name] += values if what == "evaluation" else values[1:]
+                    if what != "evaluation":
+                        seconds[what][name] += values[1:]  # the first step is a warm-up
+                    elif name != "recipe":  # which evaluates two problems, to get to its steps
+                        seconds[what][name] += values
                 print(f"round {turn} of {rounds}: {name}, {time.monotonic() - began:.0f} s", flush=True)
     return {"seconds": seconds, "about": about}
 
 
 def judge(seconds: dict[str, Seconds]) -> list[dict[str, Any]]:
-    """The bars that were measured: "what", "whose", "peer", "ratio" of medians, "bar" and whether it is "met"."""
+    """The bars that were measured: "what", "whose", "peer", "ratio" of medians, "bar", and whether "met"."""
     rows = []
     for what, whose, peer, bar in BARS:
         times = seconds.get(what, {})
@@ -277,13 +278,9 @@ def judge(seconds: dict[str, Seconds]) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Print the table and write it to eval/results/; 0 where every bar is met, 1 where one is missed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
-    parser.add_argument(
-        "--steps", type=int, default=5, help="steps of each kind and process, the first a warm-up"
-    )
+    parser.add_argument("--steps", type=int, default=5, help="steps of each kind and process, the first a warm-up")
     parser.add_argument("--rounds", type=int, default=2, help="how often each contender takes its turn")
     parser.add_argument("--bare-loop", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -302,18 +299,12 @@ def main() -> int:
     print(f"\n{about['recipe']['machine']}; medians of {args.rounds} x {args.steps - 1} steps, in seconds")
     for what, times in seconds.items():
         for name, values in times.items():
-            if values and (
-                what != "evaluation" or name != "recipe"
-            ):  # the recipe's own is a token few problems
-                print(
-                    f"{what:20}{name:10}{statistics.median(values):8.2f}   {min(values):.2f} to {max(values):.2f}"
-                )
+            middle, low, high = statistics.median(values), min(values), max(values)
+            print(f"{what:20}{name:10}{middle:8.2f}   {low:.2f} to {high:.2f}")
     print()
     for row in bars:
         ratio = f"{row['what']}: {row['whose']} / {row['peer']}"
-        print(
-            f"{ratio:34}{row['ratio']:6.2f}   at most {row['bar']:.2f}: {'met' if row['met'] else 'MISSED'}"
-        )
+        print(f"{ratio:34}{row['ratio']:7.3f}   at most {row['bar']:.2f}: {'met' if row['met'] else 'MISSED'}")
     if "vllm" not in about:
         print("vLLM: not measured; `make setup-vllm` adds it")
 
@@ -331,9 +322,7 @@ def main() -> int:
             "steps": args.steps,
             "bars": bars,
             "seconds": {
-                what: {
-                    name: [round(value, 3) for value in values] for name, values in times.items() if values
-                }
+                what: {name: [round(value, 3) for value in values] for name, values in times.items()}
                 for what, times in seconds.items()
             },
             "versions": recipe["versions"],
