@@ -1,4 +1,4 @@
-"""GRPO on GSM8K: a model learns to reason in tags and answer with one number, on one card or two CPU cores.
+"""GRPO on GSM8K: a model learns to reason in tags and to answer with one number, on one card or two CPU cores.
 
 Deviations from the GRPO paper (arXiv 2402.03300) and from TRL's defaults:
 1. QLoRA through Unsloth, the adapter in float32: TRL casts it to bfloat16, where small updates round away.
@@ -25,7 +25,7 @@ from data import gsm8k
 from eval.sampling import Reward, evaluate
 from recipes.common import cli, machine
 from recipes.common.models import ModelSpec, default_alias, repair_tokenizer, resolve, weights_source
-from recipes.common.rollouts import Choice, Rollouts, choose
+from recipes.common.rollouts import Choice, Rollouts, choose, engine_settings
 from recipes.common.run import Run
 from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
 from rewards.numeric import correctness_reward
@@ -91,9 +91,8 @@ class Args:
 
 # The same experiment in minutes on two cores: 4 problems x 8 = 32 completions per update.
 ON_CPU = Args(
-    model=default_alias(gpu=False), source="sample", lora_rank=16, learning_rate=1e-4, max_steps=20,
-    warmup_steps=24, warmup_learning_rate=5e-4, prompts_per_step=4, max_completion_length=96,
-    eval_problems=64,
+    model=default_alias(gpu=False), source="sample", load_in_4bit=False, lora_rank=16, learning_rate=2e-4, max_steps=16,
+    warmup_steps=16, warmup_learning_rate=1e-3, prompts_per_step=4, max_completion_length=72, eval_problems=64,
 )  # fmt: skip
 SMOKE = {
     "source": "sample", "max_steps": 2, "warmup_steps": 2, "prompts_per_step": 1, "num_generations": 4,
@@ -104,13 +103,12 @@ SMOKE = {
 def load_model(args: Args, spec: ModelSpec, engine: str) -> tuple:
     from unsloth import FastLanguageModel
 
-    shared = {"fast_inference": True, "max_lora_rank": args.lora_rank, "gpu_memory_utilization": 0.8}
     model, tokenizer = FastLanguageModel.from_pretrained(
         weights_source(spec, args.load_in_4bit),
         revision=spec.revision,
         max_seq_length=PROMPT_TOKENS + args.max_completion_length,
         load_in_4bit=args.load_in_4bit,
-        **(shared if engine == "vllm" and machine.has_gpu() else {}),
+        **engine_settings(engine, args.lora_rank),
     )
     repair_tokenizer(tokenizer, spec)
     model = FastLanguageModel.get_peft_model(
@@ -132,8 +130,10 @@ def warm_start_config(args: Args, run: Run) -> object:
         **run.trainer_settings("warm start"),
         max_steps=args.warmup_steps,
         per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
         learning_rate=args.warmup_learning_rate,
         lr_scheduler_type="linear",
+        warmup_steps=0,
         completion_only_loss=True,
     )
 
@@ -145,8 +145,7 @@ def grpo_config(args: Args, run: Run, engine: str) -> object:
         **run.trainer_settings("grpo"),
         max_steps=args.max_steps,
         learning_rate=args.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=2,  # Adam's second moment is a guess before that
+        lr_scheduler_type="constant",
         per_device_train_batch_size=args.num_generations,  # one group: no batch can be indivisible
         gradient_accumulation_steps=args.prompts_per_step,
         num_generations=args.num_generations,
@@ -161,6 +160,7 @@ def grpo_config(args: Args, run: Run, engine: str) -> object:
         scale_rewards="group",
         mask_truncated_completions=True,  # a cut-off completion is not wrong, it is unfinished
         reward_weights=WEIGHTS,
+        vllm_importance_sampling_correction=True,  # the engine's probabilities are not quite the trainer's
         use_vllm=engine == "vllm" and machine.has_gpu(),  # on a CPU, Rollouts.attach brings the engine
     )
 

@@ -54,12 +54,13 @@ class StepTable(TrainerCallback):
             return
         self.run.log_metrics(self.phase, state.global_step, {**logs, "seconds": round(self.seconds, 3)})
         made = state.global_step - self.first_step
-        left = (state.max_steps - state.global_step) * (time.monotonic() - self.began) / max(made, 1)
+        per_step = (time.monotonic() - self.began) / max(made, 1)
+        left = round((state.max_steps - state.global_step) * per_step)
         cells = {
             self.phase: f"{state.global_step}/{state.max_steps}",
             **(_grpo_cells(logs) if "reward" in logs else {"loss": f"{logs['loss']:.3f}"}),
             "s/step": f"{self.seconds:.1f}",
-            "left": f"{left // 60:.0f}:{left % 60:02.0f}",
+            "left": f"{left // 60}:{left % 60:02d}",
         }
         widths = [max(len(name), len(cell), 6) for name, cell in cells.items()]
         if self.rows % HEADER_EVERY == 0:

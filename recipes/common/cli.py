@@ -6,12 +6,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from recipes.common.machine import REPOSITORY, has_gpu, quiet_libraries
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_SPACE_WORDS = ("No space left", "File too large", "file write failed")  # safetensors' and torch's own
+# safetensors passes the system's words on; torch finds its archive shorter than what it wrote.
+NO_SPACE_WORDS = ("No space left", "File too large", "file write failed", "unexpected pos")
 
 
 def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[str, Any]) -> None:
@@ -47,7 +49,7 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
 
 
 def explain(error: Exception) -> str | None:
-    """One sentence for what a user can mend: bad input, a full disk, a folder that cannot be written.
+    """One sentence for what a user can mend: bad input, a full disk, an unwritable file, an unreachable hub.
 
     None for anything else: a bug wants its traceback.
     """
@@ -59,12 +61,28 @@ def explain(error: Exception) -> str | None:
         return f"cannot write {file} ({os.strerror(number or errno.EACCES)}): name another --output-dir"
     if isinstance(error, ValueError) and _raised_by_us(error):
         return text
+    if _came_through(error, "huggingface_hub"):
+        reason = text.partition("\n")[0].rstrip(".")
+        return (
+            f"the hub could not be read ({reason}): connect, log in where a model is gated, or name a local "
+            "folder as --model"
+        )
     return None
 
 
 def _raised_by_us(error: Exception) -> bool:
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     return any(last.startswith(str(REPOSITORY / room)) for room in ("recipes", "data", "eval"))
+
+
+def _came_through(error: BaseException | None, package: str) -> bool:
+    """Whether `error`, or one that it was raised from, passed through the code of `package`."""
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(package in Path(frame.filename).parts for frame in frames):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _say(sentence: str, code: int) -> Any:

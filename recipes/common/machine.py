@@ -43,7 +43,12 @@ def has_vllm() -> bool:
 def quiet_libraries() -> None:
     """Silence what a user cannot act on; call it before the libraries are imported."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # tokenising a few thousand rows
-    for name in ("bitsandbytes", "huggingface_hub", "torch.distributed"):  # absent optional kernels, retries
+    for name in (
+        "bitsandbytes",
+        "huggingface_hub",
+        "torch.distributed",
+        "transformers.trainer_callback",
+    ):  # absent optional kernels, retries
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

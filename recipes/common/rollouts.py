@@ -45,6 +45,13 @@ def choose(choice: Choice, load_in_4bit: bool) -> Literal["vllm", "model"]:
     return "vllm"
 
 
+def engine_settings(engine: str, lora_rank: int) -> dict[str, Any]:
+    """What Unsloth's `from_pretrained` needs to start `engine` with the model; nothing without a GPU."""
+    if engine == "model" or not machine.has_gpu():
+        return {}
+    return {"fast_inference": True, "max_lora_rank": lora_rank, "gpu_memory_utilization": 0.8}
+
+
 class Rollouts:
     """The engine of a run: `sampler` for evaluation, `attach` to make a trainer use the same one."""
 
@@ -52,6 +59,8 @@ class Rollouts:
         self.engine = engine
         self.colocated = None
         if engine == "model":
+            if not machine.has_gpu():
+                _generate_merged(model)
             self.sampler: Sampler = ModelSampler(model, tokenizer)
         elif machine.has_gpu():
             self.sampler = VllmSampler(model.vllm_engine, tokenizer, lambda: _unsloth_adapter(model))
@@ -68,6 +77,46 @@ class Rollouts:
             trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, self.colocated, -1
             self.colocated.temperature = trainer.temperature
             self.colocated.max_completion_length = trainer.max_completion_length
+
+
+def _generate_merged(model: Any) -> None:
+    """Make `model.generate` run on merged weights, which is half as fast again on a CPU (README, Speed).
+
+    The merged weights are copies that replace the base's for the length of a call, so that the base keeps every bit.
+    They round to 16 bit as vLLM's do. Weights in 4 bit cannot be merged and stay as they are.
+    """
+    import torch
+
+    # The prefill's last position is a view across the batch, for which matmul would copy the vocabulary's matrix once
+    # per sequence: 1.8 GB for 32 sequences of SmolLM2.
+    model.get_base_model().lm_head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
+    if getattr(model, "is_loaded_in_4bit", False):
+        return
+    plain_generate = model.generate
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            merged = [(weight, new) for _, weight, new in _merged_weights(model)]
+        base = [weight.data for weight, _ in merged]
+        for weight, new in merged:
+            weight.data = new
+        try:
+            with model.disable_adapter():
+                return plain_generate(*args, **kwargs)
+        finally:
+            for (weight, _), data in zip(merged, base, strict=True):
+                weight.data = data
+
+    model.generate = generate
+
+
+def _merged_weights(model: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, base weight and merged copy of every matrix that has an adapter; in float32 until the last rounding."""
+    for name, module in model.get_base_model().named_modules():
+        if hasattr(module, "lora_A"):
+            weight = module.base_layer.weight
+            delta = module.get_delta_weight("default")
+            yield f"{name}.weight", weight, (weight.float() + delta.float()).to(weight.dtype)
 
 
 def _unsloth_adapter(model: Any) -> Any:
@@ -93,12 +142,8 @@ def _cpu_engine(model: Any, tokenizer: Any, max_length: int) -> Any:
 
         def _iter_named_params(self) -> Iterator[tuple[str, Any]]:
             with torch.no_grad():
-                for name, module in self.model.get_base_model().named_modules():
-                    if not hasattr(module, "lora_A"):
-                        continue
-                    delta = module.get_delta_weight("default")
-                    weight = module.base_layer.weight
-                    yield f"{name}.weight", (weight.float() + delta.float()).to(weight.dtype)
+                for name, _, merged in _merged_weights(self.model):
+                    yield name, merged
 
     process = SimpleNamespace(
         num_processes=1,

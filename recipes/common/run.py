@@ -44,18 +44,19 @@ class Run:
         self.folder, self.recipe, self.spec, self.args, self.resumed = folder, recipe, spec, args, resumed
         self.started = time.monotonic()
         self.steps: dict[str, tuple[int, int]] = {}  # phase: made, planned
-        self.stages: dict[str, Records] = {}
+        self.stages: dict[str, Records] = {}  # that this session came to
+        self.earlier: dict[str, Records] = {}  # that an earlier session left and this one may still come to
         if (folder / "completions.jsonl").exists():
             for record in _read_jsonl(folder / "completions.jsonl"):
-                self.stages.setdefault(record["stage"], []).append(record)
+                self.earlier.setdefault(record["stage"], []).append(record)
 
     @classmethod
     def open(cls, recipe: str, spec: ModelSpec, args: Any) -> "Run":
         """Make the folder of a new run, or resume.
 
         Raises:
-            ValueError: nothing to resume, or the configuration changed; the sentence lists the differences.
-            OSError: the output folder cannot be written.
+            ValueError: nothing to resume; the configuration changed, and the sentence lists the differences; or
+                the output folder cannot be written.
         """
         parent = Path(args.output_dir) / recipe / spec.alias.replace("/", "--")
         config = _configuration(args)
@@ -63,8 +64,11 @@ class Run:
             folder = parent / datetime.now().strftime("%Y%m%d-%H%M%S")
             while folder.exists():
                 folder = folder.with_name(folder.name + "b")
-            folder.mkdir(parents=True)
-            write_json_atomic(folder / "config.json", config)
+            try:
+                folder.mkdir(parents=True)
+                write_json_atomic(folder / "config.json", config)
+            except OSError as error:
+                raise ValueError(f"cannot write {folder} ({error.strerror}): name another --output-dir") from error
             print(f"Run folder: {folder}")
             return cls(folder, recipe, spec, args, resumed=False)
         candidates = sorted(parent.glob("*/config.json"), reverse=True)
@@ -87,12 +91,8 @@ class Run:
                 "give the values it started with, or start a new run without --resume"
             )
         print(f"Resuming {folder}")
-        run = cls(folder, recipe, spec, args, resumed=True)
-        if (folder / "results.json").exists():  # its last stage is of a model about to be trained further
-            run.stages.popitem()
-            run._write_stages()
-            (folder / "results.json").unlink()
-        return run
+        (folder / "results.json").unlink(missing_ok=True)
+        return cls(folder, recipe, spec, args, resumed=True)
 
     # Time
 
@@ -124,7 +124,9 @@ class Run:
 
     def stage(self, name: str, evaluate: Callable[..., Records]) -> dict[str, Any]:
         """Evaluate stage `name` or read it back from an earlier session; print and return its summary."""
-        if name not in self.stages:
+        if name in self.earlier:
+            self.stages[name] = self.earlier.pop(name)
+        else:
             with self.phase(f"evaluate {name}"):
                 self.stages[name] = evaluate(stage=name)
             self._write_stages()
@@ -153,7 +155,7 @@ class Run:
         """Where the trainer of `phase` keeps its checkpoints."""
         return self.folder / "checkpoints" / phase.replace(" ", "_")
 
-    def last_checkpoint(self, phase: str) -> str | None:
+    def last_checkpoint(self, phase: str) -> Path | None:
         """The newest checkpoint of `phase` that was saved whole, or None; deletes cut-off ones.
 
         Metrics that a killed session logged after it are dropped too: their steps will be made again.
@@ -168,7 +170,7 @@ class Run:
             step = _step(whole) if whole else 0
             kept = [line for line in self.metrics() if line["phase"] != phase or line["step"] <= step]
             write_text_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-        return str(whole) if whole else None
+        return whole
 
     def trainer_settings(self, phase: str) -> dict[str, Any]:
         """Fields of a trainer's config that are no choice of a recipe: seed, precision, logs, checkpoints."""
@@ -201,10 +203,16 @@ class Run:
         from recipes.common.callbacks import attach
 
         phase = Path(trainer.args.output_dir).name.replace("_", " ")
+        self.earlier.clear()  # what this session has not come to yet shows the model after less training
         attach(trainer, self, phase)
-        with self.phase(phase):
-            trainer.train(resume_from_checkpoint=self.last_checkpoint(phase))
-        made, planned = trainer.state.global_step, trainer.state.max_steps
+        checkpoint, planned = self.last_checkpoint(phase), trainer.args.max_steps
+        made = _step(checkpoint) if checkpoint else 0
+        if checkpoint and made >= planned:  # a trainer resumed after its last step would make one more
+            self.load_adapter(str(checkpoint.relative_to(self.folder)), trainer.model)
+        else:
+            with self.phase(phase):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            made = trainer.state.global_step
         self.steps[phase] = (made, planned)
         if made < planned:
             print(f"Out of time at step {made} of {planned} ({phase}); the same command with --resume goes on.")
@@ -304,7 +312,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Not splitlines, which also cuts at a U+2028 that a model wrote.
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             yield json.loads(line)
         except json.JSONDecodeError:  # the last line of a killed session

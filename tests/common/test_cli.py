@@ -1,0 +1,148 @@
+"""A user's mistake is one sentence; a bug keeps its traceback."""
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data import gsm8k
+from recipes.common import cli
+from recipes.common.cli import explain
+from recipes.common.models import resolve
+
+
+@dataclass(frozen=True)
+class Args:
+    """Doc."""
+
+    model: str = "smollm2-135m"
+    output_dir: str = "outputs"
+    max_hours: float | None = None
+    resume: bool = False
+    smoke: bool = False
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"),
+        OSError(errno.EFBIG, "File too large", "runs/a/metrics.jsonl"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_a_full_disk_in_the_systems_words(error: OSError) -> None:
+    sentence = explain(error)
+    assert sentence is not None and sentence.startswith("the disk is full") and "--resume" in sentence
+    assert error.filename is None or error.filename in sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "Error while serializing: I/O error: File too large (os error 27)",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 147648 vs 147536",
+        "PytorchStreamWriter failed writing file data/0: file write failed",
+    ],
+)
+def test_a_full_disk_in_the_libraries_words(text: str) -> None:
+    sentence = explain(RuntimeError(text))
+    assert sentence is not None and sentence.startswith("the disk is full")
+
+
+def test_a_full_disk_for_real() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(OSError) as full, open("/dev/full", "w") as file:
+        file.write("x")
+        file.flush()
+    sentence = explain(full.value)
+    assert sentence is not None and sentence.startswith("the disk is full")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied", "runs/a"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs/a"),
+        FileExistsError(errno.EEXIST, "File exists", "runs/a"),
+        OSError(errno.EROFS, "Read-only file system", "runs/a"),
+    ],
+)
+def test_an_unwritable_place(error: OSError) -> None:
+    assert explain(error) == f"cannot write runs/a ({error.strerror}): name another --output-dir"
+
+
+def caught(function: object, *args: object, **kwargs: object) -> Exception:
+    try:
+        function(*args, **kwargs)  # type: ignore[operator]
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_bad_input_keeps_its_own_sentence() -> None:
+    for error in (caught(gsm8k.load, "train", source="smaple"), caught(resolve, "smolm2-135m")):
+        assert isinstance(error, ValueError) and explain(error) == str(error)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def ours() -> None:
+        raise ValueError("raised in a test, which is none of our rooms")
+
+    import json
+
+    assert explain(caught(ours)) is None
+    assert explain(caught(json.loads, "{")) is None  # a ValueError by inheritance
+    assert explain(caught(lambda: {}["key"])) is None
+    assert explain(TypeError("a bug")) is None
+    assert explain(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None
+
+
+@pytest.mark.usefixtures("unsloth")  # before transformers
+def test_a_missing_hub_is_one_sentence(tmp_path: Path) -> None:
+    from huggingface_hub import hf_hub_download
+    from transformers import AutoConfig
+
+    for error in (
+        caught(hf_hub_download, "nobody/nothing", "config.json", cache_dir=tmp_path, local_files_only=True),
+        caught(AutoConfig.from_pretrained, "nobody/nothing", cache_dir=tmp_path, local_files_only=True),
+    ):
+        sentence = explain(error)
+        assert sentence is not None and sentence.startswith("the hub could not be read (")
+        assert "\n" not in sentence and "local folder" in sentence
+
+
+def start(main: object, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["recipe.py", *arguments])
+    cli.start(main, on_cpu=Args(), on_gpu=Args(), smoke={})  # type: ignore[arg-type]
+
+
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def mistaken(args: Args) -> None:
+        resolve("smolm2-135m")
+
+    def interrupted(args: Args) -> None:
+        raise KeyboardInterrupt
+
+    def buggy(args: Args) -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(SystemExit) as mistake:
+        start(mistaken, monkeypatch)
+    error = capsys.readouterr().err
+    assert mistake.value.code == 2 and error.startswith("error: no model named") and error.count("\n") == 1
+    with pytest.raises(SystemExit) as stop:
+        start(interrupted, monkeypatch)
+    assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
+    with pytest.raises(KeyError):
+        start(buggy, monkeypatch)
+
+
+def test_smoke_stops_in_each_phase_and_resumes(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+    sessions: list[Args] = []
+    start(lambda args: sessions.append(args), monkeypatch, "--smoke", "--model", "phi-4")
+    assert [(args.resume, args.max_hours) for args in sessions] == [(False, 0.0), (True, 0.0), (True, None)]
+    assert {args.model for args in sessions} == {str(tiny)}

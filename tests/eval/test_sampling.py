@@ -1,0 +1,202 @@
+"""Sampling and grading: pairs that pair, batches that do not mix, and an engine that leaves no trace."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.sampling import Completion, Messages, ModelSampler, evaluate, score
+
+QUESTIONS = ["a long question, longer than the others", "short?", "of middle length?"]
+
+
+class ScriptedSampler:
+    """Answers each question from a text by temperature, and keeps what it was asked."""
+
+    name = "script"
+
+    def __init__(self, batch_size: int, write: Callable[[str, float], str] | None = None) -> None:
+        self.batch_size = batch_size
+        self.write = write or (lambda question, temperature: f"{temperature:g}: {question}")
+        self.calls: list[dict[str, Any]] = []
+
+    def sample(self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int) -> list[Completion]:
+        questions = [prompt[-1]["content"] for prompt in prompts]
+        self.calls.append({"questions": questions, "temperature": temperature, "max_tokens": max_tokens, "seed": seed})
+        texts = [self.write(question, temperature) for question in questions]
+        return [Completion(text, len(text), len(text) >= max_tokens) for text in texts]
+
+
+def length_reward(completions: list[Messages], **kwargs: Any) -> list[float | None]:
+    return [len(completion[0]["content"]) / 100 for completion in completions]
+
+
+def gold_reward(completions: list[Messages], answer: list[str], **kwargs: Any) -> list[float | None]:
+    """None for the gold "?", which nobody can grade."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [None if gold == "?" else float(gold in text) for text, gold in zip(texts, answer, strict=True)]
+
+
+@pytest.fixture
+def dataset() -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": question}] for question in QUESTIONS],
+            "question": QUESTIONS,
+            "answer": ["long", "short", "?"],
+        }
+    )
+
+
+def run(sampler: Any, dataset: Any, **changes: Any) -> list[dict[str, Any]]:
+    settings = {"stage": "before", "samples": 2, "temperature": 0.5, "max_tokens": 30, "seed": 7} | changes
+    return evaluate(sampler, dataset, [length_reward, gold_reward], [1.0, 2.0], **settings)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+def test_records_are_the_same_in_any_batch(batch_size: int, dataset: Any) -> None:
+    records = run(ScriptedSampler(batch_size), dataset)
+    assert [(r["index"], r["kind"], r["sample"]) for r in records] == [
+        (index, kind, sample) for index in range(3) for kind, sample in (("greedy", 0), ("sampled", 0), ("sampled", 1))
+    ]
+    for record in records:
+        temperature = {"greedy": "0", "sampled": "0.5"}[record["kind"]]
+        assert record["question"] == QUESTIONS[record["index"]]
+        assert record["completion"] == f"{temperature}: {record['question']}"
+        assert record["gold"] == ["long", "short", "?"][record["index"]]
+
+
+def test_a_record_holds_what_metrics_read(dataset: Any) -> None:
+    records = run(ScriptedSampler(4), dataset)
+    text = f"0: {QUESTIONS[0]}"
+    assert records[0] == {
+        "stage": "before",
+        "kind": "greedy",
+        "index": 0,
+        "sample": 0,
+        "question": QUESTIONS[0],
+        "gold": "long",
+        "completion": text,
+        "tokens": len(text),
+        "truncated": True,
+        "scores": {"length_reward": len(text) / 100, "gold_reward": 1.0},
+        "reward": pytest.approx(len(text) / 100 + 2.0),
+    }
+    assert [records[i]["truncated"] for i in (0, 3, 6)] == [True, False, False]
+
+
+def test_batches_never_mix_temperatures_and_keep_lengths_together(dataset: Any) -> None:
+    sampler = ScriptedSampler(2)
+    run(sampler, dataset)
+    assert [(call["temperature"], len(call["questions"])) for call in sampler.calls] == [
+        *((0.0, 2), (0.0, 1)),
+        *((0.5, 2), (0.5, 2), (0.5, 2)),
+    ]
+    for heat in (0.0, 0.5):
+        asked = [q for call in sampler.calls if call["temperature"] == heat for q in call["questions"]]
+        assert asked == sorted(asked, key=len)
+    assert {call["max_tokens"] for call in sampler.calls} == {30}
+
+
+def test_seeds_are_the_same_at_every_stage_and_never_twice_in_one(dataset: Any) -> None:
+    before, after, other = ScriptedSampler(2), ScriptedSampler(2), ScriptedSampler(2)
+    run(before, dataset)
+    run(after, dataset, stage="after")
+    run(other, dataset, seed=8)
+    assert before.calls == after.calls
+    # A call may give its completions seed, seed + 1, ...: none of those may come again.
+    seeds = [call["seed"] + i for call in before.calls for i in range(len(call["questions"]))]
+    assert seeds == [*range(7, 7 + 9)]
+    assert before.calls != other.calls
+
+
+def test_no_samples_means_greedy_only(dataset: Any) -> None:
+    assert [record["kind"] for record in run(ScriptedSampler(9), dataset, samples=0)] == ["greedy"] * 3
+
+
+def test_what_cannot_be_graded_is_left_out_of_the_reward() -> None:
+    def nobody_reward(completions: list[Messages], **kwargs: Any) -> list[None]:
+        return [None] * len(completions)
+
+    columns = {"answer": ["x", "?"]}
+    graded = score(["x" * 50, "y" * 50], columns, [length_reward, gold_reward, nobody_reward], [1.0, 2.0, 4.0])
+    assert graded == [
+        {"scores": {"length_reward": 0.5, "gold_reward": 1.0, "nobody_reward": None}, "reward": 2.5},
+        {"scores": {"length_reward": 0.5, "gold_reward": None, "nobody_reward": None}, "reward": 0.5},
+    ]
+    assert score(["x"], {}, [nobody_reward], [1.0])[0]["reward"] is None
+    assert score([], {"answer": []}, [length_reward, gold_reward], [1.0, 1.0]) == []
+
+
+def test_a_weight_too_few_is_an_error() -> None:
+    with pytest.raises(ValueError):
+        score(["x"], {"answer": ["x"]}, [length_reward, gold_reward], [1.0])
+
+
+# The model itself
+
+PROMPTS = [
+    [{"role": "user", "content": text}]
+    for text in ("Hi", "Tom has 3 apples and buys 4 more. How many apples does he have now?", "2 + 2?")
+]
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny: Path, load_lora: Any) -> ModelSampler:
+    return ModelSampler(*load_lora(tiny))
+
+
+def texts(sampler: ModelSampler, prompts: list[Messages] = PROMPTS, **changes: Any) -> list[str]:
+    settings = {"temperature": 1.0, "max_tokens": 12, "seed": 1} | changes
+    return [completion.text for completion in sampler.sample(prompts, **settings)]
+
+
+def test_greedy_needs_no_seed(sampler: ModelSampler) -> None:
+    assert texts(sampler, temperature=0.0, seed=1) == texts(sampler, temperature=0.0, seed=2)
+
+
+def test_a_seed_decides_the_samples(sampler: ModelSampler) -> None:
+    same = texts(sampler, seed=1)
+    assert same == texts(sampler, seed=1)
+    assert same != texts(sampler, seed=2)
+    assert len(set(texts(sampler, PROMPTS[:1] * 4))) == 4  # of one problem, each is its own
+
+
+def test_padding_changes_nothing(sampler: ModelSampler) -> None:
+    together = texts(sampler, temperature=0.0)
+    assert together == [text for prompt in PROMPTS for text in texts(sampler, [prompt], temperature=0.0)]
+
+
+def test_sampling_leaves_no_trace(sampler: ModelSampler) -> None:
+    import torch
+
+    state = torch.random.get_rng_state()
+    texts(sampler)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(module.training for module in sampler.model.modules())
+
+
+def test_truncated_means_without_an_end(sampler: ModelSampler) -> None:
+    for completion in sampler.sample(PROMPTS, temperature=0.0, max_tokens=5, seed=1):
+        assert (completion.tokens, completion.truncated) == (5, True)
+
+
+def test_the_end_token_counts_and_the_rest_does_not(sampler: ModelSampler) -> None:
+    tokenizer = sampler.tokenizer
+    word, end, pad = tokenizer.encode("apples")[0], tokenizer.eos_token_id, tokenizer.pad_token_id
+    text = tokenizer.decode([word])
+    assert sampler._completion([word, end, pad, word]) == Completion(text, 2, False)
+    assert sampler._completion([word, word]) == Completion(text * 2, 2, True)
+    assert sampler._completion([end]) == Completion("", 1, False)
+
+
+def test_a_model_that_stops_is_not_truncated(nano: Any, load_lora: Any) -> None:
+    sampler = ModelSampler(*load_lora(nano.folder))
+    written = sampler.sample(nano.dataset()["prompt"][:], temperature=0.0, max_tokens=4, seed=1)
+    assert all(c.text in "0123456789" and (c.tokens, c.truncated) == (2, False) for c in written)
+    cut_off = sampler.sample(nano.dataset()["prompt"][:], temperature=0.0, max_tokens=1, seed=1)
+    assert [c.text for c in cut_off] == [c.text for c in written]
+    assert all(c.truncated for c in cut_off)

@@ -1,0 +1,238 @@
+"""The recipe as a user meets it: its help, its smoke run, its mistakes, and what a kill costs."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.common import NO_PINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes" / "gsm8k_grpo.py"
+HEAVY = ("torch", "transformers", "trl", "unsloth", "vllm", "datasets", "matplotlib", "scipy")
+# Imported by every Python before the script: writes down each connection and refuses it.
+WATCH_SOCKETS = """
+import os, sys
+
+def refuse(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        with open(os.environ["SOCKET_LOG"], "a") as log:
+            log.write(f"{event} {args}\\n")
+        raise OSError("refused by the test")
+
+sys.addaudithook(refuse)
+"""
+
+
+def python(*args: Any, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python as a user would: none of the switches that could hide a request to the hub are set."""
+    switches = {*NO_PINGS, "CI", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
+    clean = {name: value for name, value in os.environ.items() if name not in switches}
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=240)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def only_run(output: Path) -> Path:
+    (folder,) = output.glob("gsm8k_grpo/*/*")
+    return folder
+
+
+# Help
+
+
+def test_help_is_instant() -> None:
+    def cpu_seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = python(RECIPE, "--help")
+        assert done.returncode == 0, done.stderr
+        assert "--max-hours" in done.stdout and "GRPO on GSM8K" in done.stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cpu_seconds() for _ in range(3)) < 0.5
+
+
+def test_importing_the_recipe_imports_nothing_heavy() -> None:
+    program = f"import sys, recipes.gsm8k_grpo; print([n for n in {HEAVY} if n in sys.modules])"
+    assert python("-c", program).stdout.strip() == "[]"
+
+
+# Smoke
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The finished process of `--smoke`, its run folder, and the log of the connections it tried."""
+    folder = tmp_path_factory.mktemp("smoke")
+    (folder / "sitecustomize.py").write_text(WATCH_SOCKETS)
+    log = folder / "sockets.log"
+    # Elsewhere than the clone, as from a user's home; the recipe finds its own modules.
+    done = python(RECIPE, "--smoke", "--output-dir", "runs", cwd=folder, PYTHONPATH=str(folder), SOCKET_LOG=str(log))
+    assert done.returncode == 0, done.stderr
+    return done, only_run(folder / "runs"), log.read_text() if log.exists() else ""
+
+
+def test_smoke_walks_the_whole_path(smoke: Any) -> None:
+    done, run, _ = smoke
+    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    adapter = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "README.md",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert files == {
+        *("config.json", "completions.jsonl", "metrics.jsonl", "report.html", "results.json", "seconds.json"),
+        *(f"{folder}/{name}" for folder in ("adapter", "warm_start") for name in adapter),
+    }
+    assert done.stdout.count("Out of time") == 2 and done.stdout.count("Resuming") == 2
+
+    results = read_json(run / "results.json")
+    assert results["complete"] is True and results["steps"] == {"made": 2, "planned": 2}
+    assert [stage["name"] for stage in results["stages"]] == ["before", "warm start", "after"]
+    steps = [(line["phase"], line["step"]) for line in read_jsonl(run / "metrics.jsonl")]
+    assert steps == [("warm start", 1), ("warm start", 2), ("grpo", 1), ("grpo", 2)]
+
+
+def test_smoke_keeps_every_completion(smoke: Any) -> None:
+    records = read_jsonl(smoke[1] / "completions.jsonl")
+    samples = len(records) // (3 * 8)
+    for stage in ("before", "warm start", "after"):
+        problems = {(r["kind"], r["index"], r["sample"]) for r in records if r["stage"] == stage}
+        assert problems >= {("greedy", index, 0) for index in range(8)}
+        assert len(problems) == 8 * samples
+    assert all(set(r["scores"]) == set(records[0]["scores"]) for r in records)
+
+
+def test_smoke_report_needs_nothing_but_itself(smoke: Any) -> None:
+    page = (smoke[1] / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    outside = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#|data:)[^"'\s>)]+""", page)
+    assert outside == []
+
+
+def test_smoke_opens_no_connection(smoke: Any) -> None:
+    assert smoke[2] == ""
+
+
+# Mistakes: one sentence, exit code 2, and nothing that looks finished
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], *, says: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.search(says, errors[0]), done.stderr
+
+
+def assert_nothing_looks_finished(output: Path) -> None:
+    assert not list(output.rglob("report.html")) and not list(output.rglob("results.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--source", "smaple"], "did you mean sample"),
+        (["--source", "sample", "--model", "smolm2-135m"], "did you mean smollm2-135m"),
+        (["--source", "sample", "--rollouts", "vllm"], "vLLM|4-bit"),
+        (["--source", "sample", "--resume"], "found no run .* start one without --resume"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: list[str], says: str, tmp_path: Path) -> None:
+    done = python(RECIPE, "--model", "smollm2-135m", *arguments, "--output-dir", tmp_path / "runs")
+    assert_one_sentence(done, says=says)
+    assert_nothing_looks_finished(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["below a file", "where nothing can be made"])
+def test_an_unwritable_folder_is_one_sentence(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = {"below a file": tmp_path / "file" / "runs", "where nothing can be made": Path("/proc/runs")}[place]
+    done = python(RECIPE, "--source", "sample", "--model", "smollm2-135m", "--output-dir", output)
+    assert_one_sentence(done, says="cannot write .* name another --output-dir")
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, nano: Any) -> None:
+    """A cap on the size of a file, which needs no rights: a checkpoint's weights fit and torch's state does not."""
+    program = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    done = python(
+        *("-c", program, RECIPE, "--model", nano.folder, "--source", "sample", "--output-dir", tmp_path / "runs"),
+        *("--lora-rank", 8, "--max-steps", 2, "--warmup-steps", 1, "--eval-problems", 4),
+        *("--prompts-per-step", 1, "--num-generations", 2, "--max-completion-length", 8),
+    )
+    assert_one_sentence(done, says="the disk is full.*--resume")
+    assert_nothing_looks_finished(tmp_path)
+    assert not (only_run(tmp_path / "runs") / "adapter").exists()
+
+
+# Kills
+
+
+@pytest.fixture(scope="module")
+def runs(nano: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of one finished run per scenario of resume_driver.py."""
+    output = tmp_path_factory.mktemp("runs")
+    done = python(ROOT / "tests" / "resume_driver.py", nano.folder, output, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return output
+
+
+def training_of(run: Path) -> list[dict[str, Any]]:
+    """All that was logged of every step, but for the time it took and TRL's count of this session's tokens."""
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "step_time", "num_tokens")}
+        for line in read_jsonl(run / "metrics.jsonl")
+    ]
+
+
+def test_the_unbroken_run_has_something_to_compare(runs: Path) -> None:
+    run = only_run(runs / "unbroken")
+    lines = training_of(run)
+    assert [(line["phase"], line["step"]) for line in lines] == [
+        *(("warm start", step) for step in (1, 2)),
+        *(("grpo", step) for step in (1, 2, 3, 4)),
+    ]
+    assert all(line["loss"] > 1 for line in lines[:2])
+    # On policy, the loss of GRPO is 0 by construction: the gradient tells one run from another.
+    assert sum(line["grad_norm"] > 0.01 for line in lines[2:]) >= 2
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    ["between_saves", "truncated_checkpoint", "during_save", "warming_up", "all_steps_made", "out_of_time"],
+)
+def test_a_resumed_run_ends_like_an_unbroken_one(runs: Path, scenario: str) -> None:
+    unbroken, resumed = only_run(runs / "unbroken"), only_run(runs / scenario)
+    assert training_of(resumed) == training_of(unbroken)
+    for file in ("adapter/adapter_model.safetensors", "completions.jsonl", "config.json"):
+        assert (resumed / file).read_bytes() == (unbroken / file).read_bytes(), file
+    results = read_json(resumed / "results.json")
+    assert results["complete"] is True and results["steps"] == {"made": 4, "planned": 4}
+    assert not (resumed / "checkpoints").exists()
+
+
+def test_results_of_a_run_out_of_time_say_so(runs: Path) -> None:
+    results = read_json(runs / "incomplete" / "results.json")
+    assert results["complete"] is False and results["steps"] == {"made": 1, "planned": 4}
+    assert (runs / "incomplete" / "checkpoints").exists()

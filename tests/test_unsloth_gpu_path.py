@@ -1,0 +1,132 @@
+"""The recipe's configs against the trainers as Unsloth rewrites them on a GPU, without a GPU.
+
+On a GPU Unsloth replaces TRL's configs by generated subclasses with defaults of its own. A field that the
+recipe writes must arrive; a field it does not write must mean the same on both, or stand below with the reason
+why it may differ. A renamed field and a changed default are found here and not in somebody's GPU hours.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SCRIPT = """
+import dataclasses, json, os
+from types import SimpleNamespace
+
+import unsloth
+from unsloth.models.rl import patch_trl_rl_trainers
+patch_trl_rl_trainers()
+import torch, transformers, trl
+
+from recipes import gsm8k_grpo
+from recipes.common import machine
+from recipes.common.models import resolve
+from recipes.common.run import Run
+
+# What a card with bfloat16 says of itself.
+machine.has_gpu = lambda: True
+torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
+transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+
+def plain(value):
+    value = getattr(value, "value", value)  # of an enumeration
+    return value if value is None or isinstance(value, (bool, int, float, list, dict)) else str(value)
+
+def fields(config):
+    return {field.name: plain(getattr(config, field.name, None)) for field in dataclasses.fields(config)}
+
+args = dataclasses.replace(gsm8k_grpo.Args(), output_dir="runs")
+run = Run.open("gsm8k_grpo", resolve(args.model), args)
+run.stages["before"] = [{"tokens": 200}]
+found = {}
+for name, build in (
+    ("SFTConfig", lambda: gsm8k_grpo.warm_start_config(args, run)),
+    ("GRPOConfig", lambda: gsm8k_grpo.grpo_config(args, run, "model")),
+    ("GRPOConfig with vLLM", lambda: gsm8k_grpo.grpo_config(args, run, "vllm")),
+):
+    rewritten = getattr(trl, name.split()[0])
+    stock = rewritten.__mro__[1]  # the class that the generated one, of the same name, was made from
+    assert stock.__name__ == rewritten.__name__, "Unsloth rewrote nothing"
+    written = {}
+
+    def recorded(**kwargs):
+        written.update(kwargs)
+        return rewritten(**kwargs)
+
+    setattr(trl, name.split()[0], recorded)
+    theirs = fields(build())
+    setattr(trl, name.split()[0], rewritten)
+    found[name] = {
+        "written": {key: plain(value) for key, value in written.items()},
+        "rewritten": theirs,
+        "stock": fields(stock(**written)),
+    }
+print("\\n" + json.dumps(found))
+"""
+
+# Fields that differ although both configs were given the same, and why the recipe leaves them be.
+HARMLESS = {
+    "context_parallel_backend": "one card",
+    "context_parallel_rotate_method": "one card",
+    "context_parallel_size": "one card",
+    "dataset_num_proc": "how fast rows are tokenised",
+    "eval_accumulation_steps": "the trainers evaluate nothing",
+    "generation_kwargs": "none, or an empty dictionary",
+    "gradient_checkpointing_kwargs": "Unsloth checkpoints in a way of its own",
+    "logging_nan_inf_filter": "a nan shows, where TRL would show the step before it",
+    "max_seq_length": "Unsloth's knob, unset",
+    "padding_free": "off, or on where Unsloth finds that it gives the same loss",
+    "per_device_eval_batch_size": "the trainers evaluate nothing",
+    "router_aux_loss_coef": "mixtures of experts only, and off",
+    "top_k": "off in the words of the model's generate, or of vLLM",
+    "torch_empty_cache_steps": "memory, not results",
+    "unsloth_grpo_mini_batch": "Unsloth's knob, at its default",
+    "unsloth_logit_chunk_multiplier": "Unsloth's knob, at its default",
+    "unsloth_num_chunks": "Unsloth's knob, at its default",
+    "vllm_sampling_params": "Unsloth's knob, unset",
+}
+NAMES = ("SFTConfig", "GRPOConfig", "GRPOConfig with vLLM")
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, Any]]]:
+    """By config: the fields that the recipe wrote, and the values of all fields, rewritten and stock."""
+    folder = tmp_path_factory.mktemp("gpu_path")  # Unsloth writes the rewritten trainers into it
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=folder,
+        env=os.environ | {"UNSLOTH_ALLOW_CPU": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_recipe_writes_arrives(configs: Any, name: str) -> None:
+    written, rewritten = configs[name]["written"], configs[name]["rewritten"]
+    assert len(written) > 15
+    expected = written | {"report_to": []}  # what the trainers make of "none"
+    if name == "GRPOConfig with vLLM":
+        expected["top_k"] = -1  # vLLM's word for off
+    assert {key: rewritten.get(key, "no such field") for key in written} == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_leaves_out_means_the_same(configs: Any, name: str) -> None:
+    rewritten, stock = configs[name]["rewritten"], configs[name]["stock"]
+    unexpected = {
+        key: (stock.get(key), rewritten.get(key))
+        for key in sorted(rewritten.keys() | stock.keys())
+        if stock.get(key) != rewritten.get(key) and key not in HARMLESS
+    }
+    assert unexpected == {}, f"{name} differs (TRL's, Unsloth's): write it out in the recipe, or add a reason"
