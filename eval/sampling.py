@@ -42,7 +42,7 @@ class ModelSampler:
 
     name = "model"
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 128) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
     def sample(self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int) -> list[Completion]:
@@ -91,7 +91,7 @@ class VllmSampler:
 
     name = "vllm"
 
-    def __init__(self, llm: Any, tokenizer: Any, prepare: Callable[[], Any], batch_size: int = 128) -> None:
+    def __init__(self, llm: Any, tokenizer: Any, prepare: Callable[[], Any], batch_size: int = 64) -> None:
         self.llm, self.tokenizer, self.prepare, self.batch_size = llm, tokenizer, prepare, batch_size
 
     def sample(self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int) -> list[Completion]:

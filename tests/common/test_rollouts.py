@@ -1,0 +1,81 @@
+"""Which engine is chosen, and that generating on merged weights is the adapter's text and leaves no trace."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.prompts import math_messages
+from recipes.common import machine, rollouts
+from recipes.common.callbacks import attach
+from recipes.common.rollouts import Rollouts, choose
+
+PROMPTS = [math_messages(f"Ana has {n} pears and buys {n + 2} more. How many has she?") for n in range(6)]
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "seed": 0}
+
+
+def test_without_vllm_auto_takes_the_model_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(machine, "has_vllm", lambda: False)
+    assert choose("auto", load_in_4bit=False) == "model"
+    assert "make setup-vllm" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="make setup-vllm"):
+        choose("vllm", load_in_4bit=False)
+
+
+@pytest.mark.skipif(machine.has_gpu(), reason="a GPU generates through Unsloth's own fast path")
+def test_merged_generation_writes_the_adapters_text_and_restores_every_bit(load_lora: Any, tiny: Path) -> None:
+    import torch
+
+    model, tokenizer = load_lora(tiny)
+    plain = Rollouts("model", model, tokenizer, 64).sampler.sample(PROMPTS, **GREEDY)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    addresses = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    merged = Rollouts("model", model, tokenizer, 64).sampler.sample(PROMPTS, **GREEDY)
+
+    unmerged = type(model).generate.__get__(model)
+    encoded = tokenizer.apply_chat_template(
+        PROMPTS, add_generation_prompt=True, padding=True, padding_side="left", return_dict=True, return_tensors="pt"
+    )
+    ids = unmerged(**encoded, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    texts = tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert [c.text for c in merged] != [c.text for c in plain], "the adapter changed nothing: nothing was tested"
+    # Rounding may turn a near-tie of this random model; a forgotten or doubled adapter turns all of them.
+    assert sum(m.text == t for m, t in zip(merged, texts, strict=True)) >= 4
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.data_ptr() == addresses[name], "a copy stayed behind"
+    assert trainable == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_an_error_while_generating_restores_the_weights(load_lora: Any, tiny: Path) -> None:
+    model, tokenizer = load_lora(tiny)
+    Rollouts("model", model, tokenizer, 64)
+    addresses = [parameter.data_ptr() for parameter in model.parameters()]
+    with pytest.raises(TypeError):
+        model.generate(**{"input_ids": 7})
+    assert [parameter.data_ptr() for parameter in model.parameters()] == addresses
+
+
+def test_trainers_get_their_adapter_back_in_float32(load_lora: Any, tiny: Path) -> None:
+    """TRL casts the adapter of a 4-bit model to bfloat16."""
+    import torch
+
+    class Trained:
+        def __init__(self, model: Any) -> None:
+            self.model = model
+
+        def remove_callback(self, callback: Any) -> None: ...
+        def add_callback(self, callback: Any) -> None: ...
+
+    model, _ = load_lora(tiny)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    attach(Trained(model), run=None, phase="grpo")  # type: ignore[arg-type]
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert rollouts.engine_settings("model", 16) == {}
