@@ -50,11 +50,11 @@ class ModelSampler:
         from unsloth import FastLanguageModel
 
         FastLanguageModel.for_inference(self.model)
+        self.tokenizer.padding_side = "left"  # the argument of this name does not reach the tokenizer
         encoded = self.tokenizer.apply_chat_template(
             prompts,
             add_generation_prompt=True,
             padding=True,
-            padding_side="left",
             return_dict=True,
             return_tensors="pt",
         ).to(self.model.device)

@@ -10,7 +10,8 @@ Rewards, each in [0, 1], with weights: correctness 2, tags 0.5, structure 0.5, m
     python recipes/gsm8k_grpo.py --model phi-4     # or mistral-7b, llama-3.2-3b, llama-3.1-8b, gemma-3-1b
     python recipes/gsm8k_grpo.py                   # without a GPU: SmolLM2-135M on short problems of our own
 
-On a GPU: not yet measured, and this path has not been run.
+SmolLM2, two CPU cores, 11 min, 4.4 GB, n = 64, 2026-11-21: accuracy 0 -> 25.0 % (+14.1 to +35.9); GRPO's own share is
++0.30 sampled reward (+0.17 to +0.43) and no accuracy. GPU: not yet measured, that path has not been run.
 """
 
 import sys
@@ -88,8 +89,7 @@ class Args:
     """Walk the whole path in seconds with a tiny random model; its figures mean nothing"""
 
 
-# The same experiment in minutes on two cores: 4 problems x 8 = 32 completions per update.
-ON_CPU = Args(
+ON_CPU = Args(  # the same experiment in minutes on two cores: 4 problems x 8 = 32 completions per update
     model=default_alias(gpu=False), source="sample", load_in_4bit=False, lora_rank=16, learning_rate=2e-4, max_steps=15,
     warmup_steps=18, warmup_learning_rate=1e-3, prompts_per_step=4, max_completion_length=72, eval_problems=64,
 )  # fmt: skip
@@ -145,6 +145,7 @@ def grpo_config(args: Args, run: Run, engine: str) -> object:
         max_steps=args.max_steps,
         learning_rate=args.learning_rate,
         lr_scheduler_type="constant",
+        warmup_steps=0,
         per_device_train_batch_size=args.num_generations,  # one group: no batch can be indivisible
         gradient_accumulation_steps=args.prompts_per_step,
         num_generations=args.num_generations,

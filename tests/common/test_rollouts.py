@@ -10,8 +10,8 @@ from recipes.common import machine, rollouts
 from recipes.common.callbacks import attach
 from recipes.common.rollouts import Rollouts, choose
 
-PROMPTS = [math_messages(f"Ana has {n} pears and buys {n + 2} more. How many has she?") for n in range(6)]
-GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "seed": 0}
+PROMPTS = [math_messages(f"Ana has {n} pears and buys {n + 2} more. How many has she?") for n in range(24)]
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1, "seed": 0}
 
 
 def test_without_vllm_auto_takes_the_model_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -31,21 +31,22 @@ def test_merged_generation_writes_the_adapters_text_and_restores_every_bit(load_
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.3)
+                parameter.normal_(std=0.1)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     addresses = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     merged = Rollouts("model", model, tokenizer, 64).sampler.sample(PROMPTS, **GREEDY)
 
     unmerged = type(model).generate.__get__(model)
+    tokenizer.padding_side = "left"
     encoded = tokenizer.apply_chat_template(
-        PROMPTS, add_generation_prompt=True, padding=True, padding_side="left", return_dict=True, return_tensors="pt"
+        PROMPTS, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
     )
-    ids = unmerged(**encoded, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    ids = unmerged(**encoded, max_new_tokens=1, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     texts = tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert [c.text for c in merged] != [c.text for c in plain], "the adapter changed nothing: nothing was tested"
-    # Rounding may turn a near-tie of this random model; a forgotten or doubled adapter turns all of them.
-    assert sum(m.text == t for m, t in zip(merged, texts, strict=True)) >= 4
+    # Rounding may turn a near-tie of this random model; a forgotten or doubled adapter turns most of them.
+    assert sum(m.text == t for m, t in zip(merged, texts, strict=True)) >= 20
+    assert sum(m.text == p.text for m, p in zip(merged, plain, strict=True)) < 12, "the adapter changed too little"
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
         assert parameter.data_ptr() == addresses[name], "a copy stayed behind"
@@ -56,7 +57,7 @@ def test_an_error_while_generating_restores_the_weights(load_lora: Any, tiny: Pa
     model, tokenizer = load_lora(tiny)
     Rollouts("model", model, tokenizer, 64)
     addresses = [parameter.data_ptr() for parameter in model.parameters()]
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         model.generate(**{"input_ids": 7})
     assert [parameter.data_ptr() for parameter in model.parameters()] == addresses
 
