@@ -95,17 +95,21 @@ class VllmSampler:
         self.llm, self.tokenizer, self.prepare, self.batch_size = llm, tokenizer, prepare, batch_size
 
     def sample(self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int) -> list[Completion]:
+        import torch
         from vllm import SamplingParams
 
         lora = self.prepare()
         ids = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=False)
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": prompt} for prompt in ids],
-            # A seed of its own for every sequence: one for all would give a problem the same text each time.
-            [SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed + i) for i in range(len(ids))],
-            use_tqdm=False,
-            lora_request=lora,
-        )
+        # The engine lives in this process and draws from its generator. Seeds of single requests crash on a CPU
+        # (vLLM 0.27.1: "CPU Generator does not use offset").
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            outputs = self.llm.generate(
+                [{"prompt_token_ids": prompt} for prompt in ids],
+                SamplingParams(temperature=temperature, max_tokens=max_tokens),
+                use_tqdm=False,
+                lora_request=lora,
+            )
         written = [output.outputs[0] for output in outputs]
         return [Completion(o.text, len(o.token_ids), o.finish_reason == "length") for o in written]
 
