@@ -95,7 +95,7 @@ ON_CPU = Args(  # the same experiment in minutes on two cores: 4 problems x 8 = 
 )  # fmt: skip
 SMOKE = {
     "source": "sample", "max_steps": 2, "warmup_steps": 2, "prompts_per_step": 1, "num_generations": 4,
-    "max_completion_length": 16, "eval_problems": 8,
+    "max_completion_length": 16, "eval_problems": 8, "rollouts": "model",
 }  # fmt: skip
 
 

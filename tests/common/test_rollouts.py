@@ -27,7 +27,8 @@ def test_merged_generation_writes_the_adapters_text_and_restores_every_bit(load_
     import torch
 
     model, tokenizer = load_lora(tiny)
-    plain = Rollouts("model", model, tokenizer, 64).sampler.sample(PROMPTS, **GREEDY)
+    sampler = Rollouts("model", model, tokenizer, 64).sampler
+    plain = sampler.sample(PROMPTS, **GREEDY)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -35,7 +36,7 @@ def test_merged_generation_writes_the_adapters_text_and_restores_every_bit(load_
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     addresses = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    merged = Rollouts("model", model, tokenizer, 64).sampler.sample(PROMPTS, **GREEDY)
+    merged = sampler.sample(PROMPTS, **GREEDY)
 
     unmerged = type(model).generate.__get__(model)
     tokenizer.padding_side = "left"
