@@ -80,7 +80,7 @@ class Rollouts:
 
 
 def _generate_merged(model: Any) -> None:
-    """Make `model.generate` run on merged weights, which is half as fast again on a CPU (README, Speed).
+    """Make `model.generate` run on merged weights, half as fast again on a CPU (eval/results/gsm8k-grpo-cpu.md).
 
     The merged weights are copies that replace the base's for the length of a call, so that the base keeps every bit.
     They round to 16 bit as vLLM's do. Weights in 4 bit cannot be merged and stay as they are.
