@@ -26,7 +26,8 @@ setup-vllm: .venv/.ready-vllm-$(DEVICE) ## add vLLM to .venv (without a GPU: a c
 test-vllm: setup-vllm ## train and evaluate through vLLM
 	.venv/bin/python -m pytest -m vllm
 
-bench: setup $(PEER)/.ready ## time training steps side by side with bare TRL; ARGS="…" adds arguments
+bench: setup $(PEER)/.ready ## time rewards and training steps side by side with bare TRL; ARGS="…" for the latter
+	$(PEER)/bin/python -m eval.bench_rewards
 	.venv/bin/python -m eval.bench_training --peer-python $(PEER)/bin/python $(ARGS)
 
 lint: setup ## style, format and types

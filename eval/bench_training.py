@@ -38,6 +38,7 @@ from eval.files import write_json_atomic
 ROOT = Path(__file__).resolve().parents[1]
 NEVER_WRITTEN = "<empty_output>"  # a special token of SmolLM2's vocabulary that no chat contains
 EXAMPLES, PROBLEMS, GROUP, TOKENS, MAX_LENGTH, RANK = 8, 4, 8, 48, 512, 16
+SFT_STEPS = 4  # for every GRPO step, since one lasts a tenth of the other and its median needs more of them
 EVALUATED = 32  # problems, once greedily and four times sampled, when engines are compared
 SEED = 3407
 # What is timed, whose time, the peer's, and the largest ratio of the two.
@@ -108,7 +109,6 @@ def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
         shared: dict[str, Any] = {
             "output_dir": output,
-            "max_steps": steps,
             "use_cpu": not torch.cuda.is_available(),  # TRL 1.12.0 asks to be told
             "per_device_train_batch_size": EXAMPLES,
             "gradient_checkpointing": False,
@@ -120,13 +120,14 @@ def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
         }
         trl.SFTTrainer(
             model,
-            trl.SFTConfig(**shared, max_length=MAX_LENGTH, completion_only_loss=True),
-            train_dataset=gsm8k.worked_examples(train, limit=steps * EXAMPLES),
+            trl.SFTConfig(**shared, max_steps=SFT_STEPS * steps, max_length=MAX_LENGTH, completion_only_loss=True),
+            train_dataset=gsm8k.worked_examples(train, limit=SFT_STEPS * steps * EXAMPLES),
             processing_class=tokenizer,
             callbacks=[Clock("SFT step")],
         ).train()
         config = trl.GRPOConfig(
             **shared,
+            max_steps=steps,
             gradient_accumulation_steps=PROBLEMS,
             num_generations=GROUP,
             max_completion_length=TOKENS,
@@ -234,14 +235,15 @@ def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
     """Run every contender `rounds` times in turn.
 
     Returns "seconds" ({what: {contender: [...]}}, warm-up steps left out) and "about" ({contender: whatever
-    else its last process reported}).
+    else its last process reported}) and "failed", the contenders whose process ended with an error.
     """
     with_vllm = importlib.util.find_spec("vllm") is not None
     about: dict[str, Any] = {}
+    failed: list[str] = []
     seconds: dict[str, Seconds] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory(prefix="smollm2-endless-") as model:
         folder = endless_model(Path(model))
-        whole = {"warmup_steps": steps, "problems": 2}
+        whole = {"warmup_steps": SFT_STEPS * steps, "problems": 2}
         engines = {"warmup_steps": 0, "problems": EVALUATED}
         contenders: dict[str, Callable[[], dict[str, Any]]] = {
             "trl": lambda: run_bare_loop("trl", peer_python, folder, steps),
@@ -254,14 +256,19 @@ def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
         for turn in range(1, rounds + 1):
             for name, run in contenders.items():
                 began = time.monotonic()
-                about[name] = run()
+                try:
+                    about[name] = run()
+                except RuntimeError as error:  # minutes of the others' figures must not go with it
+                    print(f"round {turn} of {rounds}: {error}", flush=True)
+                    failed.append(name)
+                    continue
                 for what, values in about[name].pop("seconds").items():
                     if what != "evaluation":
                         seconds[what][name] += values[1:]  # the first step is a warm-up
                     elif name != "recipe":  # which evaluates two problems, to get to its steps
                         seconds[what][name] += values
                 print(f"round {turn} of {rounds}: {name}, {time.monotonic() - began:.0f} s", flush=True)
-    return {"seconds": seconds, "about": about}
+    return {"seconds": seconds, "about": about, "failed": failed}
 
 
 def judge(seconds: dict[str, Seconds]) -> list[dict[str, Any]]:
@@ -277,10 +284,16 @@ def judge(seconds: dict[str, Seconds]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Print the table and write it to eval/results/; 0 where every bar is met, 1 where one is missed."""
+    """Print the table and write it to eval/results/; 0 where every bar is met,
+    1 where one is missed or a contender failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
-    parser.add_argument("--steps", type=int, default=5, help="steps of each kind and process, the first a warm-up")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=5,
+        help=f"GRPO steps, and {SFT_STEPS} times as many of SFT, of every process; the first of each is a warm-up",
+    )
     parser.add_argument("--rounds", type=int, default=2, help="how often each contender takes its turn")
     parser.add_argument("--bare-loop", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -296,7 +309,11 @@ def main() -> int:
 
     found = measure(str(peer_python), args.steps, args.rounds)
     seconds, about, bars = found["seconds"], found["about"], judge(found["seconds"])
-    print(f"\n{about['recipe']['machine']}; medians of {args.rounds} x {args.steps - 1} steps, in seconds")
+    recipe = next((about[name] for name in ("recipe", "model", "vllm") if name in about), None)
+    if recipe is None:
+        print("No run of the recipe ended, so nothing is written.")
+        return 1
+    print(f"\n{recipe['machine']}; medians, in seconds")
     for what, times in seconds.items():
         for name, values in times.items():
             middle, low, high = statistics.median(values), min(values), max(values)
@@ -305,10 +322,9 @@ def main() -> int:
     for row in bars:
         ratio = f"{row['what']}: {row['whose']} / {row['peer']}"
         print(f"{ratio:34}{row['ratio']:7.3f}   at most {row['bar']:.2f}: {'met' if row['met'] else 'MISSED'}")
-    if "vllm" not in about:
+    if "vllm" not in [*about, *found["failed"]]:
         print("vLLM: not measured; `make setup-vllm` adds it")
 
-    recipe = about["recipe"]
     folder = ROOT / "eval" / "results" / re.sub(r"[^a-z0-9]+", "-", recipe["machine"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{date.today().isoformat()}-training.json"
@@ -326,11 +342,12 @@ def main() -> int:
                 for what, times in seconds.items()
             },
             "versions": recipe["versions"],
-            "bare_loops": {name: about[name] for name in ("trl", "unsloth")},
+            "bare_loops": {name: about[name] for name in ("trl", "unsloth") if name in about},
+            "failed": found["failed"],
         },
     )
     print(f"\nWritten to {path.relative_to(ROOT)}")
-    return 0 if all(row["met"] for row in bars) else 1
+    return 0 if all(row["met"] for row in bars) and not found["failed"] else 1
 
 
 if __name__ == "__main__":

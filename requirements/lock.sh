@@ -47,8 +47,9 @@ publish gpu "The complete environment of a machine with an NVIDIA GPU." < "$work
 publish cpu "The complete environment of a machine without a GPU." < "$work/cpu.txt"
 grep -vxFf "$work/cpu.txt" "$work/cpu-with-vllm.txt" | publish cpu-vllm "vLLM on a CPU: what goes in beside cpu.txt."
 
-# What `make bench` compares with. TRL 1.15 does not train on a CPU without Unsloth; 1.12.0 does.
+# What `make bench` compares with. TRL 1.15 does not train on a CPU without Unsloth; 1.12.0 does. Its accuracy_reward
+# wants math-verify.
 grep -v '^trl==' "$work/cpu.txt" > "$work/peer-constraints.txt"
-printf '%s\n' accelerate datasets peft torch transformers trl==1.12.0 > "$work/peer.in"
+printf '%s\n' accelerate datasets math-verify peft torch transformers trl==1.12.0 > "$work/peer.in"
 resolve bench-peer "$work/peer.in" --excludes "$work/cpu-excludes.txt" --constraints "$work/peer-constraints.txt"
 publish bench-peer "The peer of \`make bench\`: TRL 1.12.0 on stock libraries, everything else as in cpu.txt." < "$work/bench-peer.txt"

@@ -84,9 +84,11 @@ def test_pin_files_agree() -> None:
 
 
 def test_bench_compares_trl_and_nothing_else() -> None:
-    """The peer's libraries are ours but for TRL; with Unsloth's patches it would be no peer."""
+    """The peer's libraries are ours but for TRL and its grader; with Unsloth's patches it would be no peer."""
     cpu, peer = pins("cpu.txt"), pins(PEER_FILE)
-    assert {name: pin for name, pin in peer.items() if cpu.get(name) != pin} == {"trl": "1.12.0"}
+    assert {name for name, pin in peer.items() if cpu.get(name, pin) != pin} == {"trl"}
+    assert peer["trl"] == "1.12.0"
+    assert peer.keys() - cpu.keys() == {"math-verify", "latex2sympy2-extended", "antlr4-python3-runtime"}
     assert {"accelerate", "datasets", "jinja2", "peft", "torch", "transformers"} <= peer.keys()
     assert not {"unsloth", "unsloth-zoo", "vllm"} & peer.keys()
 
