@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data import gsm8k
+from data.source import is_held_out
 from rewards import tags
 from rewards.numeric import grade_number
 
@@ -125,8 +127,8 @@ def test_the_hub_path_reads_what_the_hub_library_gives(tmp_path, monkeypatch):
     hub.mkdir()
     write_jsonl(hub / "train.jsonl", [raw_row(1, "1,080")])
     write_jsonl(hub / "test.jsonl", [raw_row(2), raw_row(3)])
-    monkeypatch.setattr(gsm8k, "HUB_ID", str(hub))  # the same call reads a local folder
-    monkeypatch.setattr(gsm8k, "HUB_CONFIG", "default")
+    here = replace(gsm8k.GSM8K, hub_id=str(hub), hub_config="default")  # the same call reads a local folder
+    monkeypatch.setattr(gsm8k, "GSM8K", here)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     assert gsm8k.load("train")["answer"] == ["1,080"]
     assert len(gsm8k.load("test", source="hub")) == 2
@@ -146,7 +148,7 @@ def test_a_single_file_is_split_by_question_and_nothing_else(tmp_path):
 def test_the_split_of_a_question_never_changes():
     """Pinned, because a changed hash would turn yesterday's training rows into today's held-out ones."""
     questions = [raw_row(number)["question"] for number in range(60)]
-    assert [number for number in range(60) if gsm8k.is_held_out(questions[number])] == [30, 35, 45, 58]
+    assert [number for number in range(60) if is_held_out(questions[number])] == [30, 35, 45, 58]
 
 
 def test_a_folder_is_not_split_again(tmp_path):

@@ -1,0 +1,65 @@
+"""Evidence as text: where sentences end, how a long text is cut into passages, which passages fit a question."""
+
+import re
+from collections import Counter
+
+# A full stop after one of these, or after a single letter ("J. R.", "U.S.", "c."), ends no sentence.
+_ABBREVIATION = "Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Rev|Gen|Col|Capt|Lt|Sgt|Gov|Sen|Hon|No|vs|ca|Inc|Ltd|Co|Corp|approx"
+_NOT_AN_END = re.compile(rf"\b(?:[^\W\d_]|{_ABBREVIATION})\.\Z")
+_REACH = 10  # characters, more than the longest of them has
+_CLOSING = r"\"'\u201d\u2019)\]"  # quotation marks and brackets that belong to the sentence before them
+_OPENING = r"\"'\u201c\u2018(\["
+_END = re.compile(rf"[.!?\u2026][{_CLOSING}]*(?=\s+[{_OPENING}]*[^\Wa-z_])")
+_WHOLE = re.compile(rf"[.!?\u2026][{_CLOSING}]*\Z")
+_WORD = re.compile(r"\w+")
+
+
+def sentences(text: str) -> list[str]:
+    """`text` cut after every sentence; each piece is stripped, and the last may lack its end.
+
+    >>> sentences("Dr. J. R. Vale was born in St. Orla. She")
+    ['Dr. J. R. Vale was born in St. Orla.', 'She']
+    """
+    pieces, start = [], 0
+    for end in _END.finditer(text):
+        if not _NOT_AN_END.search(text, max(start, end.end() - _REACH), end.end()):
+            pieces.append(text[start : end.end()].strip())
+            start = end.end()
+    return [piece for piece in [*pieces, text[start:].strip()] if piece]
+
+
+def is_whole(sentence: str) -> bool:
+    """Whether a piece of `sentences` has both its ends: no lower-case letter first, a full stop or the like last."""
+    return not sentence[0].islower() and _WHOLE.search(sentence) is not None
+
+
+def cut(text: str, characters: int) -> list[str]:
+    """`text` as passages of at most `characters`: lines joined while they fit, a longer line cut after sentences.
+
+    A line with no full stop or the like at its end, such as a speaker's name, begins a passage. Only a single sentence
+    can be longer than `characters`. Blank lines are dropped.
+    """
+    passages: list[str] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        separator = "\n"
+        for piece in [line] if len(line) <= characters else sentences(line):
+            begins = separator == "\n" and not _WHOLE.search(line)
+            if passages and not begins and len(passages[-1] + separator + piece) <= characters:
+                passages[-1] += separator + piece
+            else:
+                passages.append(piece)
+            separator = " "
+    return passages
+
+
+def best_first(passages: list[str], question: str) -> list[str]:
+    """The passages by the words they share with `question`; a word counts less, the more passages have it.
+
+    >>> best_first(["The margin fell.", "The cash is safe."], "How much cash is there?")
+    ['The cash is safe.', 'The margin fell.']
+    """
+    words = [set(_WORD.findall(passage.lower())) for passage in passages]
+    holders = Counter(word for own in words for word in own)
+    asked = set(_WORD.findall(question.lower()))
+    shared = [sum(1 / holders[word] for word in sorted(asked & own)) for own in words]
+    return [passages[i] for i in sorted(range(len(passages)), key=lambda i: -shared[i])]

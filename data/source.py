@@ -1,0 +1,303 @@
+"""Where rows come from, the same for every dataset: the hub, a file, a folder, or the sample that ships here.
+
+A dataset module describes its set with a `Spec`, writes one function that turns a raw row into the columns it
+emits, and hands both to `read`. That function asks `text`, `texts` and `field` for its values, so that a bad row
+is refused in one sentence with place, fault and cure; a row that is sound but of no use it leaves out.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SAMPLES = Path(__file__).parent / "samples"
+FILE_TYPES = (".jsonl", ".parquet")
+
+Split = Literal["train", "test"]
+Row = dict[str, Any]
+T = TypeVar("T")
+
+_KINDS = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `read` has to know of a dataset."""
+
+    name: str
+    """As people write it, "GSM8K"; in lower case and with underscores it names the files in `data/samples`."""
+    hub_id: str
+    hub_config: str | None
+    hub_revision: str | None
+    raw_row: str
+    """A short raw row in JSON, for messages."""
+    hub_train: str = "train"
+    """The split of the hub set that is our train split."""
+    hub_test: str = "test"
+    """The split of the hub set that is our test split. The same as `hub_train` where the set has only one:
+    then one tenth is kept for test, as from a single file."""
+    streamed: bool = False
+    """Reading stops at the limit, and what lies behind it is neither downloaded nor checked. For large sets."""
+    unique_by: tuple[str, ...] = ("question",)
+    """Columns that make two rows the same row."""
+    split_by: str = "question"
+    """Column, of strings, by whose hash an undivided set is split: rows that share a value stay on one side."""
+
+
+class BadRow(ValueError):
+    """The fault of a raw row, as the rest of a sentence that begins with its place: "has no 'answer'"."""
+
+
+class LeftOut(Exception):
+    """A sound row that is of no use; `read` counts these by reason: "have no answer"."""
+
+
+def read(
+    spec: Spec, parse: Callable[[Row], Row], split: Split, *, limit: int | None = None, source: str = "hub"
+) -> "Dataset":
+    """The rows of one split as `parse` turns them out, in their original order.
+
+    Args:
+        spec: the dataset.
+        parse: turns a raw row, a dict, into the columns to emit; raises `BadRow` or `LeftOut`.
+        split: "train" or "test".
+        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
+        source: "hub"; "sample", the rows of our own writing that ship with this repository; a `.jsonl` or
+            `.parquet` file in the raw schema, of which `is_held_out` keeps one tenth for test; or a folder
+            with one such file for each split, `train.*` and `test.*`.
+
+    Returns:
+        One row for each that `parse` accepts. Rows that repeat an earlier one are left out like those that
+        `parse` leaves out, and a line prints their number.
+
+    Raises:
+        ValueError: unusable row, file, source, split or limit, in one sentence that says where and what to do.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split is {split!r}, and {spec.name} has 'train' and 'test': pass one of them")
+    check_limit(limit)
+    raw_rows: Iterable[Any]
+    if source == "hub":
+        where, raw_rows, carve = spec.hub_id, _hub_rows(spec, split), spec.hub_train == spec.hub_test
+    else:
+        path, carve = _locate(spec, split, source)
+        where, raw_rows = str(path), _file_rows(path, spec)
+
+    rows: list[Row] = []
+    seen: set[str] = set()
+    left_out: Counter[str] = Counter()
+    number = 0
+    for number, raw in enumerate(raw_rows, start=1):
+        try:
+            if not isinstance(raw, dict):
+                raise BadRow(f"is of type {type(raw).__name__}, not an object")
+            row = parse(raw)
+        except BadRow as bad:
+            raise ValueError(
+                f"{where}, row {number} {bad}: expected {spec.raw_row}; mend the row or remove it"
+            ) from None
+        except LeftOut as useless:
+            left_out[str(useless)] += 1
+            continue
+        identity = repr([row[column] for column in spec.unique_by])
+        if identity in seen:  # kept, it would let one problem count twice
+            left_out[f"repeat an earlier {' and '.join(spec.unique_by)}"] += 1
+            continue
+        seen.add(identity)
+        if not carve or is_held_out(row[spec.split_by]) == (split == "test"):
+            rows.append(row)
+            if spec.streamed and len(rows) == limit:
+                break
+
+    for reason, count in left_out.items():
+        print(f"{where}: {count:,} of {number:,} rows {reason} and are left out")
+    if not seen:
+        fault = "has no row that can be used" if number else "is empty"
+        raise ValueError(f"{where} {fault}: expected rows such as {spec.raw_row}")
+    if carve:
+        where = f"the {split} part of {where}"
+    if not rows:
+        raise ValueError(
+            f"{where} is empty, since a hash of the {spec.split_by} keeps one row in ten for test: add rows, or "
+            "pass a folder with train.jsonl and test.jsonl"
+        )
+
+    from datasets import Dataset
+
+    return Dataset.from_list(first(rows, limit, where))
+
+
+def is_held_out(key: str) -> bool:
+    """Whether a row of a set that is not split yet belongs to test: one in ten, by a hash of its key.
+
+    A row keeps its side when rows are added, removed or shuffled, which no seeded split can promise.
+    """
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()) % 10 == 0
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises ValueError for a limit that leaves nothing."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit of {limit} rows leaves nothing: pass at least 1")
+
+
+def first(rows: list[Row], limit: int | None, where: str) -> list[Row]:
+    """The first `limit` rows; where there are fewer, all of them, and a printed line that begins with `where`."""
+    if limit is not None and limit > len(rows):
+        print(f"{where}: {limit:,} rows asked for, all {len(rows):,} there are used")
+    return rows[:limit]
+
+
+def field(row: Row, path: str, kind: type[T]) -> T:
+    """The value of `row` at `path`, "answer" or "answer.value", of type str, int, list or dict.
+
+    Raises BadRow if it is missing or of another type, or a string that UTF-8 cannot hold.
+    """
+    value: Any = row
+    parents: list[str] = []
+    for key in path.split("."):
+        if parents:
+            value = _checked(value, ".".join(parents), dict)
+        parents.append(key)
+        if key not in value:
+            raise BadRow(f"has no {'.'.join(parents)!r}")
+        value = value[key]
+    return _checked(value, path, kind)
+
+
+def text(row: Row, path: str) -> str:
+    """The string at `path`, stripped; BadRow as in `field`, or if nothing is left of it."""
+    return _not_empty(field(row, path, str), path)
+
+
+def texts(row: Row, path: str) -> list[str]:
+    """The list of strings at `path`, each stripped and not empty; the list may be. BadRow as in `text`."""
+    items = enumerate(field(row, path, list))
+    return [_not_empty(_checked(item, f"{path}[{index}]", str), f"{path}[{index}]") for index, item in items]
+
+
+def _checked(value: Any, path: str, kind: type[T]) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise BadRow(f"has a {path!r} of type {type(value).__name__}, not {_KINDS[kind]}")
+    if isinstance(value, str) and _LONE_SURROGATE.search(value):  # valid in JSON, impossible in UTF-8
+        raise BadRow(f"has a {path!r} with half a character in it (a lone surrogate)")
+    return value
+
+
+def _not_empty(value: str, path: str) -> str:
+    stripped = value.strip()
+    if not stripped:
+        raise BadRow(f"has an empty {path}")
+    return stripped
+
+
+def _locate(spec: Spec, split: Split, source: str) -> tuple[Path, bool]:
+    """The file to read, and whether the wanted split has still to be carved out of it."""
+    if source == "sample":
+        return SAMPLES / f"{spec.name.lower().replace(' ', '_')}_{split}.jsonl", False
+    path = Path(os.path.expanduser(source))
+    if source and os.path.isdir(path):
+        files = [path / f"{split}{suffix}" for suffix in FILE_TYPES]
+        found = [file for file in files if file.is_file()]
+        if len(found) != 1:
+            quantity, names = "both" if found else "neither", " and ".join(file.name for file in files)
+            raise ValueError(f"the folder {source} holds {quantity} of {names}: it needs exactly one of them")
+        return found[0], False
+    types = " or ".join(FILE_TYPES)
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"there is no source {source!r}: pass hub, sample, a {types} file or a folder" + _suggestion(source)
+        )
+    if path.suffix.lower() not in FILE_TYPES:
+        raise ValueError(f"{source} is not a {types} file: convert it to one of them")
+    return path, True
+
+
+def _suggestion(source: str) -> str:
+    """`; did you mean ...?` with the closest of hub, sample and the neighbours of a missing file, or ""."""
+    folder, name = os.path.split(source)
+    candidates = {"hub": "hub", "sample": "sample"}
+    try:
+        neighbours = os.listdir(os.path.expanduser(folder) or ".")
+    except (OSError, ValueError):  # no such folder, or a NUL in its name: nothing to suggest from there
+        neighbours = []
+    for neighbour in neighbours:
+        if neighbour.endswith(FILE_TYPES):
+            candidates[neighbour.lower()] = os.path.join(folder, neighbour)
+    closest = difflib.get_close_matches(name.lower(), candidates, n=1)
+    return f"; did you mean {candidates[closest[0]]}?" if closest else ""
+
+
+def _hub_rows(spec: Spec, split: Split) -> Iterator[Any]:
+    from datasets import load_dataset
+
+    hub_split = spec.hub_train if split == "train" else spec.hub_test
+    try:
+        yield from load_dataset(
+            spec.hub_id, spec.hub_config, split=hub_split, revision=spec.hub_revision, streaming=spec.streamed
+        )
+    except Exception as error:  # fixed arguments: it is the network or the disk, under any of a dozen types
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{spec.hub_id} could not be loaded from the hub ({reason}): the first load needs the network, so "
+            "connect, or pass --source FILE or --source sample"
+        ) from error
+
+
+def _file_rows(path: Path, spec: Spec) -> Iterator[Any]:
+    """The rows of a file as Python objects, whatever they are."""
+    try:
+        yield from _parquet_rows(path) if path.suffix.lower() == ".parquet" else _jsonl_rows(path, spec)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}): check the file") from error
+
+
+def _jsonl_rows(path: Path, spec: Spec) -> Iterator[Any]:
+    blank = 0  # the first of the blank lines just read, which are a fault only if another row follows them
+    with path.open("rb") as file:  # in text mode, and in str.splitlines, a lone carriage return ends a line too
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                blank = blank or number
+                continue
+            if blank:
+                raise _not_json(path, blank, "it is blank", spec)
+            try:
+                decoded = line.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, row {number} is not UTF-8 text: expected {spec.raw_row} on each line"
+                ) from error
+            try:
+                row = json.loads(decoded)
+            except (ValueError, RecursionError) as error:
+                raise _not_json(path, number, str(error), spec) from error
+            yield row
+
+
+def _not_json(path: Path, number: int, reason: str, spec: Spec) -> ValueError:
+    return ValueError(
+        f"{path}, row {number} is not JSON ({reason}): expected {spec.raw_row}; mend the row or remove it"
+    )
+
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a Parquet file ({reason}): write it again, or as .jsonl") from error

@@ -1,0 +1,235 @@
+"""Reading rows for any dataset: what GSM8K, whose tests cover files, folders, typos and limits, does not need."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.source import BadRow, LeftOut, Row, Spec, field, first, is_held_out, read, text, texts
+
+CLUES = Spec(
+    name="Crossword clues",
+    hub_id="nobody/clues",
+    hub_config=None,
+    hub_revision=None,
+    raw_row='{"clue": "...", "town": "...", "n": 1}',
+    unique_by=("clue", "notes"),
+    split_by="town",
+)
+
+
+def parse(raw: Row) -> Row:
+    if raw.get("n") == 0:
+        raise LeftOut("have no letters")
+    if raw.get("n") == -1:
+        raise BadRow("has fewer than no letters")
+    return {"clue": text(raw, "clue"), "notes": raw.get("notes", []), "town": raw.get("town", "Rome")}
+
+
+def raw_row(number: int, **more: Any) -> Row:
+    return {"clue": f"Clue {number}", "town": f"Town {number // 3}", "n": 5, "notes": ["a"]} | more
+
+
+def write(path: Path, rows: list) -> str:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that puts rows into the named split of a local stand-in for the hub, and gives the spec of it."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def make(split: str, rows: list, **changes: Any) -> Spec:
+        write(tmp_path / "hub" / f"{split}.jsonl", rows)
+        return replace(CLUES, hub_id=str(tmp_path / "hub"), **changes)
+
+    return make
+
+
+# The hub
+
+
+def test_a_hub_set_with_one_split_is_carved_by_key(hub):
+    spec = hub("test", [raw_row(number) for number in range(300)], hub_train="test", hub_test="test")
+    train, test = (read(spec, parse, split) for split in ("train", "test"))
+    assert len(train) + len(test) == 300
+    assert not set(train["town"]) & set(test["town"])
+    assert all(is_held_out(town) for town in test["town"])
+    assert 1 < len(set(test["town"])) < 25
+
+
+def test_a_limit_counts_the_rows_of_the_wanted_part(hub):
+    spec = hub("test", [raw_row(number) for number in range(300)], hub_train="test", hub_test="test")
+    everything = read(spec, parse, "test")
+    assert read(spec, parse, "test", limit=4).to_list() == everything.to_list()[:4]
+
+
+def test_a_hub_split_may_have_another_name(hub):
+    hub("train", [raw_row(1)])
+    spec = hub("validation", [raw_row(2), raw_row(3)], hub_test="validation")
+    assert read(spec, parse, "train")["clue"] == ["Clue 1"]
+    assert read(spec, parse, "test")["clue"] == ["Clue 2", "Clue 3"]
+
+
+@pytest.mark.parametrize(("one_split", "expected"), [(False, [0, 1, 2]), (True, [27, 28, 29])])
+def test_a_streamed_hub_set_is_read_no_further_than_the_limit(hub, one_split, expected):
+    rows = [raw_row(number) for number in range(120)]
+    towns = {"hub_train": "train", "hub_test": "train"} if one_split else {}
+    spec = hub("train", [*rows, raw_row(999, n=-1)], streamed=True, **towns)
+    seen = []
+
+    def spy(raw: Row) -> Row:
+        seen.append(raw["clue"])
+        return parse(raw)
+
+    dataset = read(spec, spy, "test" if one_split else "train", limit=3)
+    assert dataset["clue"] == [f"Clue {number}" for number in expected]
+    assert seen == [f"Clue {number}" for number in range(expected[-1] + 1)]
+    with pytest.raises(ValueError, match=r"row 121 has fewer than no letters"):
+        read(spec, parse, "train")
+
+
+def test_a_streamed_set_that_is_shorter_than_the_limit_says_so(hub, capsys):
+    assert len(read(hub("train", [raw_row(1)], streamed=True), parse, "train", limit=9)) == 1
+    assert "9 rows asked for, all 1 there are used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_without_the_hub_the_way_out_is_named(tmp_path, streamed):
+    # in a process of its own: the library reads these variables once, when it is imported
+    code = (
+        "from data.source import Spec, read\n"
+        f"spec = Spec('A', 'nobody/clues', None, None, '...', streamed={streamed})\n"
+        "try: read(spec, dict, 'train')\n"
+        "except ValueError as error: print(error)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (message,) = finished.stdout.splitlines()
+    assert message.startswith("nobody/clues could not be loaded from the hub (")
+    assert message.endswith("connect, or pass --source FILE or --source sample")
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_streamed_set_is_read_from_a_file_no_further_than_the_limit(tmp_path, suffix):
+    rows = [raw_row(1), raw_row(2), raw_row(3, n=-1)]
+    path = tmp_path / f"train.{suffix}"
+    if suffix == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        write(path, rows)
+    spec = replace(CLUES, streamed=True)
+    assert len(read(spec, parse, "train", limit=2, source=str(tmp_path))) == 2
+    with pytest.raises(ValueError, match="row 3 has fewer"):
+        read(CLUES, parse, "train", limit=2, source=str(tmp_path))
+
+
+def test_the_name_of_the_sample_follows_from_the_name_of_the_set(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.source.SAMPLES", tmp_path)
+    write(tmp_path / "crossword_clues_test.jsonl", [raw_row(7)])
+    assert read(CLUES, parse, "test", source="sample")["clue"] == ["Clue 7"]
+
+
+# Rows that do not come out
+
+
+def test_rows_without_use_are_counted_by_reason(tmp_path, capsys):
+    rows = [raw_row(1, n=0), raw_row(2), raw_row(2), raw_row(3, n=0), raw_row(2, notes=["b"])]
+    dataset = read(CLUES, parse, "train", source=os.path.dirname(write(tmp_path / "train.jsonl", rows)))
+    assert dataset["clue"] == ["Clue 2", "Clue 2"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'train.jsonl'}: 2 of 5 rows have no letters and are left out",
+        f"{tmp_path / 'train.jsonl'}: 1 of 5 rows repeat an earlier clue and notes and are left out",
+    ]
+
+
+def test_a_set_without_a_usable_row_is_refused(tmp_path):
+    write(tmp_path / "train.jsonl", [raw_row(1, n=0)])
+    with pytest.raises(ValueError, match=r"train\.jsonl has no row that can be used: expected rows such as"):
+        read(CLUES, parse, "train", source=str(tmp_path))
+
+
+def test_a_part_that_stays_empty_names_the_key_of_the_split(tmp_path):
+    source = write(tmp_path / "few.jsonl", [raw_row(1)])
+    with pytest.raises(ValueError, match="since a hash of the town keeps one row in ten for test"):
+        read(CLUES, parse, "test", source=source)
+
+
+def test_a_fault_of_our_own_is_not_blamed_on_the_row(tmp_path):
+    write(tmp_path / "train.jsonl", [raw_row(1)])
+    with pytest.raises(ValueError) as caught:
+        read(CLUES, lambda raw: {"clue": int(raw["clue"])}, "train", source=str(tmp_path))
+    assert "mend the row" not in str(caught.value)
+
+
+def test_blank_lines_may_only_end_a_file(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(raw_row(1)) + "\n\n \n")
+    assert len(read(CLUES, parse, "train", source=str(tmp_path))) == 1
+    path.write_text("\n \n" + json.dumps(raw_row(1)))
+    with pytest.raises(ValueError, match=r"row 1 is not JSON \(it is blank\)"):
+        read(CLUES, parse, "train", source=str(tmp_path))
+
+
+def test_first_says_what_is_short(capsys):
+    assert first([{"a": 1}, {"a": 2}], 1, "here") == [{"a": 1}]
+    assert first([{"a": 1}], None, "here") == [{"a": 1}]
+    assert capsys.readouterr().out == ""
+    assert first([{"a": 1}], 2, "here") == [{"a": 1}]
+    assert capsys.readouterr().out == "here: 2 rows asked for, all 1 there are used\n"
+
+
+# Values of a raw row
+
+
+def test_values_are_found_by_path_and_stripped():
+    row = {"answer": {"value": " a ", "aliases": [" b", "c\n"]}, "n": 3, "none": []}
+    assert text(row, "answer.value") == "a"
+    assert texts(row, "answer.aliases") == ["b", "c"]
+    assert texts(row, "none") == []
+    assert field(row, "n", int) == 3
+    assert field(row, "answer.value", str) == " a "
+
+
+FAULTS = [
+    ({}, "a", text, "has no 'a'"),
+    ({"a": None}, "a", text, "has a 'a' of type NoneType, not a string"),
+    ({"a": " \n"}, "a", text, "has an empty a"),
+    ({"a": "\ud83d"}, "a", text, "has a 'a' with half a character in it (a lone surrogate)"),
+    ({"a": "x"}, "a.b", text, "has a 'a' of type str, not an object"),
+    ({"a": {}}, "a.b", text, "has no 'a.b'"),
+    ({"a": {"b": 1}}, "a.b.c", text, "has a 'a.b' of type int, not an object"),
+    ({"a": {"b": 1}}, "a.b", text, "has a 'a.b' of type int, not a string"),
+    ({"a": "x"}, "a", texts, "has a 'a' of type str, not a list"),
+    ({"a": {"b": ["x", 1]}}, "a.b", texts, "has a 'a.b[1]' of type int, not a string"),
+    ({"a": ["x", ""]}, "a", texts, "has an empty a[1]"),
+    ({"a": ["\ud83d"]}, "a", texts, "has a 'a[0]' with half a character in it (a lone surrogate)"),
+    ({"a": True}, "a", lambda row, path: field(row, path, int), "has a 'a' of type bool, not a whole number"),
+    ({"a": 1.5}, "a", lambda row, path: field(row, path, int), "has a 'a' of type float, not a whole number"),
+]
+
+
+@pytest.mark.parametrize(("row", "path", "get", "expected"), FAULTS)
+def test_a_bad_value_is_named(row, path, get, expected):
+    with pytest.raises(BadRow) as caught:
+        get(row, path)
+    assert str(caught.value) == expected
