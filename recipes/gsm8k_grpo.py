@@ -27,6 +27,7 @@ from recipes.common import cli, machine
 from recipes.common.models import ModelSpec, default_alias, repair_tokenizer, resolve, weights_source
 from recipes.common.rollouts import Choice, Rollouts, choose, engine_settings
 from recipes.common.run import Run
+from recipes.common.supervision import audit
 from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
 from rewards.numeric import correctness_reward
 
@@ -62,6 +63,10 @@ class Args:
     """SFT steps on worked examples before GRPO"""
     warmup_learning_rate: float = 2e-4
     """Learning rate of the warm start, falling to 0"""
+    show_tokens: int = 0
+    """Print so many worked examples with their supervised tokens marked, before the warm start"""
+    allow_unsupervised: bool = False
+    """Warm up even on examples that teach nothing or teach a fault"""
     # Generation
     prompts_per_step: int = 8
     """Problems per update"""
@@ -90,35 +95,27 @@ class Args:
 
 
 ON_CPU = Args(  # the same experiment in minutes on two cores: 4 problems x 8 = 32 completions per update
-    model=default_alias(gpu=False), source="sample", load_in_4bit=False, lora_rank=16, learning_rate=2e-4, max_steps=15,
-    warmup_steps=18, warmup_learning_rate=1e-3, prompts_per_step=4, max_completion_length=72, eval_problems=64,
+    model=default_alias(gpu=False), source="sample", load_in_4bit=False, lora_rank=16, learning_rate=2e-4, max_steps=16,
+    warmup_steps=13, warmup_learning_rate=1e-3, prompts_per_step=4, max_completion_length=72, eval_problems=64,
 )  # fmt: skip
-SMOKE = {
-    "source": "sample", "max_steps": 2, "warmup_steps": 2, "prompts_per_step": 1, "num_generations": 4,
-    "max_completion_length": 16, "eval_problems": 8, "rollouts": "model",
-}  # fmt: skip
+SMOKE = {"source": "sample", "max_steps": 2, "warmup_steps": 2, "prompts_per_step": 1, "num_generations": 4,
+         "max_completion_length": 16, "eval_problems": 8, "rollouts": "model"}  # fmt: skip
 
 
 def load_model(args: Args, spec: ModelSpec, engine: str) -> tuple:
     from unsloth import FastLanguageModel
 
     model, tokenizer = FastLanguageModel.from_pretrained(
-        weights_source(spec, args.load_in_4bit),
-        revision=spec.revision,
-        max_seq_length=PROMPT_TOKENS + args.max_completion_length,
-        load_in_4bit=args.load_in_4bit,
-        **engine_settings(engine, args.lora_rank),
-    )
+        weights_source(spec, args.load_in_4bit), revision=spec.revision, load_in_4bit=args.load_in_4bit,
+        max_seq_length=PROMPT_TOKENS + args.max_completion_length, **engine_settings(engine, args.lora_rank),
+    )  # fmt: skip
     repair_tokenizer(tokenizer, spec)
     model = FastLanguageModel.get_peft_model(
-        model,
-        r=args.lora_rank,
-        lora_alpha=args.lora_rank,
+        model, r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=list(spec.lora_targets),
         lora_dropout=0.0,  # the ratio compares two passes of one policy: noise between them is not a step
-        target_modules=list(spec.lora_targets),
         use_gradient_checkpointing="unsloth" if machine.has_gpu() else False,
         random_state=args.seed,
-    )
+    )  # fmt: skip
     return model, tokenizer
 
 
@@ -133,6 +130,7 @@ def warm_start_config(args: Args, run: Run) -> object:
         learning_rate=args.warmup_learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=0,
+        max_length=PROMPT_TOKENS + args.max_completion_length,
         completion_only_loss=True,
     )
 
@@ -180,9 +178,10 @@ def main(args: Args) -> None:
     run.stage("before", assess)
     if args.warmup_steps:
         if not run.load_adapter("warm_start", model):
-            examples = gsm8k.worked_examples(train, limit=8 * args.warmup_steps)
-            config = warm_start_config(args, run)
-            if not run.train(SFTTrainer(model, config, train_dataset=examples, processing_class=tokenizer)):
+            rows = gsm8k.worked_examples(train, limit=8 * args.warmup_steps)
+            trainer = SFTTrainer(model, warm_start_config(args, run), train_dataset=rows, processing_class=tokenizer)
+            audit(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
+            if not run.train(trainer):
                 return  # out of time
             run.save_adapter("warm_start", model, tokenizer)
         run.stage("warm start", assess)

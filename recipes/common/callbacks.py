@@ -20,10 +20,12 @@ def attach(trainer: Trainer, run: Run, phase: str) -> None:
     """Give `trainer` the callbacks of this module in place of transformers' printed dictionaries.
 
     Also undoes TRL's cast of a 4-bit model's adapter to bfloat16 (8 bits of precision): an update of 5e-5 on
-    a weight of 0.03 is less than half a unit in the last place there, and would be rounded away.
+    a weight of 0.03 is less than half a unit in the last place there, and would be rounded away. A model that is
+    trained whole keeps its precision: in float32 it would take twice the memory.
     """
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    if len(trained) < len(list(trainer.model.parameters())):
+        for parameter in trained:
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepTable(run, phase))

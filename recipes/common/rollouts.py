@@ -83,10 +83,13 @@ def _generate_merged(model: Any) -> None:
     """Make `model.generate` run on merged weights, half as fast again on a CPU (eval/results/gsm8k-grpo-cpu.md).
 
     The merged weights are copies that replace the base's for the length of a call, so that the base keeps every bit.
-    They round to 16 bit as vLLM's do. Weights in 4 bit cannot be merged and stay as they are.
+    They round to 16 bit as vLLM's do. Weights in 4 bit cannot be merged and stay as they are. A model that already
+    merges is left alone: a second time would add the adapter twice.
     """
     import torch
 
+    if model.generate.__name__ == "generate_merged":
+        return
     # The prefill's last position is a view across the batch, for which matmul would copy the vocabulary's matrix once
     # per sequence: 1.8 GB for 32 sequences of SmolLM2.
     model.get_base_model().lm_head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
@@ -94,7 +97,7 @@ def _generate_merged(model: Any) -> None:
         return
     plain_generate = model.generate
 
-    def generate(*args: Any, **kwargs: Any) -> Any:
+    def generate_merged(*args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             merged = [(weight, new) for _, weight, new in _merged_weights(model)]
         base = [weight.data for weight, _ in merged]
@@ -107,7 +110,7 @@ def _generate_merged(model: Any) -> None:
             for (weight, _), data in zip(merged, base, strict=True):
                 weight.data = data
 
-    model.generate = generate
+    model.generate = generate_merged
 
 
 def _merged_weights(model: Any) -> Iterator[tuple[str, Any, Any]]:

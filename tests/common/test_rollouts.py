@@ -27,7 +27,8 @@ def test_merged_generation_writes_the_adapters_text_and_restores_every_bit(load_
     import torch
 
     model, tokenizer = load_lora(tiny)
-    sampler = Rollouts("model", model, tokenizer, 64).sampler
+    for _ in range(2):  # the second must not merge a second time
+        sampler = Rollouts("model", model, tokenizer, 64).sampler
     plain = sampler.sample(PROMPTS, **GREEDY)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -80,4 +81,9 @@ def test_trainers_get_their_adapter_back_in_float32(load_lora: Any, tiny: Path) 
             parameter.data = parameter.data.to(torch.bfloat16)
     attach(Trained(model), run=None, phase="grpo")  # type: ignore[arg-type]
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+        parameter.requires_grad_(True)
+    attach(Trained(model), run=None, phase="sft")  # type: ignore[arg-type]
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}, "a model trained whole keeps its precision"
     assert rollouts.engine_settings("model", 16) == {}
