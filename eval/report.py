@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.files import write_text_atomic
-from eval.metrics import accuracy_change, format_p, verdict
+from eval.metrics import change, format_p, short_name, unrewarded_scores, verdict
 
 SHOWN_PROBLEMS = 5
 SHOWN_CHARACTERS = 4_000  # x 5 problems x 3 stages x 5 characters per escaped one: 300 KB at worst
 CURVE_POINTS = 300  # about one per pixel of a chart
 
-# Label, key in a stage's summary, key of its interval, unit: the rows of the before/after table.
+# Label, key in a stage's summary, key of its interval, unit: the rows of the before/after table. Those that no stage
+# measured are left out.
 STAGE_ROWS = (
     ("Accuracy, greedy", "accuracy", "ci95", "percent"),
     ("Accuracy, sampled", "sampled_accuracy", None, "percent"),
     ("Format rate, greedy", "format_rate", "format_ci95", "percent"),
     ("Format rate, sampled", "sampled_format_rate", None, "percent"),
+    ("Held-out loss, nats per token", "loss", "loss_ci95", "number"),
+    ("Perplexity", "perplexity", None, "plain"),
     ("Truncated, of all", "truncation_rate", None, "percent"),
     ("Tokens, greedy", "mean_length", None, "tokens"),
     ("Tokens, sampled", "sampled_mean_length", None, "tokens"),
@@ -36,6 +39,7 @@ DIFFERENCE_ROWS = (
     ("Accuracy, greedy", "accuracy", "points"),
     ("Accuracy, sampled", "sampled_accuracy", "points"),
     ("Format rate, greedy", "format_rate", "points"),
+    ("Held-out loss, nats per token", "loss", "difference"),
     ("Reward, sampled", "sampled_reward", "difference"),
 )
 # Unit: factor, format, what follows the number.
@@ -43,9 +47,22 @@ UNITS = {
     "percent": (100, ".1f", " %"),
     "points": (100, "+.1f", " points"),
     "number": (1, ".3f", ""),
+    "plain": (1, ",.2f", ""),
     "difference": (1, "+.3f", ""),
     "tokens": (1, ".0f", ""),
 }
+
+# What a recipe's `--adapter` stands for in a model card. "full" is none of them, and recipes without that choice train
+# a LoRA.
+ADAPTERS = {
+    "lora": "LoRA adapter",
+    "qlora": "LoRA adapter over 4-bit weights (QLoRA)",
+    "dora": "DoRA adapter",
+    "p-tuning": "p-tuning adapter (virtual tokens)",
+    "prefix-tuning": "prefix-tuning adapter (virtual keys and values)",
+    "prompt-tuning": "prompt-tuning adapter (virtual tokens)",
+}
+UNSLOTH_ADAPTERS = ("lora", "qlora", "dora")
 
 # Charts are drawn in these stand-in colours, which the page replaces with its own, light or dark.
 COLOURS = {"ink": "#010101", "muted": "#020202", "line": "#030303", "accent": "#040404"}
@@ -71,11 +88,11 @@ def write_report(
     """Write the run's report to `path` as one self-contained HTML page, atomically.
 
     `results` is the content of `results.json`: stages as from `summarise`, comparisons as from `compare`.
-    `metrics` are the lines of `metrics.jsonl`: "phase" ("warm start" or "grpo"), "step" and the trainer's own
+    `metrics` are the lines of `metrics.jsonl`: "phase" ("warm start", "sft", "grpo"), "step" and the trainer's own
     keys; a curve without data is left out. `completions` are the records of every stage (see `eval.metrics`).
     """
-    problems, choice = pick_problems(completions, [stage["name"] for stage in results["stages"]])
-    comparisons, whole = results["comparisons"], _whole(results)
+    stages, comparisons, whole = results["stages"], results["comparisons"], _whole(results)
+    problems, choice = pick_problems(completions, [stage["name"] for stage in stages], results["correct"])
     memory = {kind: gib for kind, gib in results["peak_memory_gib"].items() if gib is not None}
     page = _template("report.html.j2").render(
         results=results,
@@ -83,15 +100,13 @@ def write_report(
         unfinished=_unfinished(results),
         parts=[(_credit(results, pair), verdict(pair)) for pair in comparisons if pair is not whole],
         reasons=_reasons(results, metrics),
-        stage_columns=[(stage["name"], "") for stage in results["stages"]],
-        stage_rows=_stage_rows(results["stages"]),
-        difference_columns=_difference_columns(results),
-        difference_rows=_difference_rows(comparisons),
-        charts=_charts(metrics),
+        **_tables(results),
+        charts=_charts(results, metrics),
         problems=problems,
         choice=choice,
         seconds={phase: _duration(seconds) for phase, seconds in results["seconds"].items()},
         memory={kind: f"{gib:.2f} GiB" for kind, gib in memory.items()},
+        training=_training(results["training"]),
         versions={**results["versions"], "git commit": results["git_commit"] or "unknown"},
     )
     write_text_atomic(path, page)
@@ -100,15 +115,17 @@ def write_report(
 def write_model_card(path: Path, results: Mapping[str, Any]) -> None:
     """Write the adapter's model card (Markdown with the hub's YAML front matter) to `path`, atomically."""
     dataset, _, method = results["recipe"].rpartition("_")
-    base_model = results["base_model"]
+    base_model, kind = results["base_model"], results["args"].get("adapter", "lora")
     card = _template("model_card.md.j2").render(
         results=results,
         verdict=headline(results),
         unfinished=_unfinished(results),
-        stage_columns=[(stage["name"], "") for stage in results["stages"]],
-        stage_rows=_stage_rows(results["stages"]),
-        difference_columns=_difference_columns(results),
-        difference_rows=_difference_rows(results["comparisons"]),
+        **_tables(results),
+        training=_training(results["training"]),
+        adapter=ADAPTERS.get(kind),
+        unsloth=kind in UNSLOTH_ADAPTERS,
+        in_4bit=results["args"].get("load_in_4bit", kind == "qlora"),
+        kind=kind if kind in ADAPTERS else "full-fine-tuning",
         dataset=dataset,
         method=method.upper(),
         # The hub refuses a card whose base model is not an id, and a local folder is nobody else's business.
@@ -125,13 +142,13 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def pick_problems(
-    completions: Iterable[Mapping[str, Any]], stages: Sequence[str]
+    completions: Iterable[Mapping[str, Any]], stages: Sequence[str], correct: str | None = "correctness_reward"
 ) -> tuple[list[list[Mapping[str, Any]]], str]:
     """Choose up to five problems that have a greedy completion in every stage, and say how they were chosen.
 
     Problems solved only in the last stage and problems solved only in the first take turns, so that losses
-    show as readily as gains; unchanged ones fill what is left. Returns, per problem, its records in the order
-    of `stages`, and a sentence.
+    show as readily as gains; unchanged ones fill what is left. Without `correct`, the score that says what is
+    solved, the first five. Returns, per problem, its records in the order of `stages`, and a sentence.
     """
     greedy: dict[int, dict[str, Mapping[str, Any]]] = {}
     for record in completions:
@@ -142,8 +159,14 @@ def pick_problems(
     if not rows or not stages:
         return [], ""
 
+    if not correct:
+        return rows[:SHOWN_PROBLEMS], f"The first {len(rows[:SHOWN_PROBLEMS])} of {len(rows)} problems."
+
+    def solved(record: Mapping[str, Any]) -> bool:
+        return record["scores"].get(correct) == 1.0
+
     def outcome(first: bool, last: bool) -> list[list[Mapping[str, Any]]]:
-        return [row for row in rows if (_solved(row[0]), _solved(row[-1])) == (first, last)]
+        return [row for row in rows if (solved(row[0]), solved(row[-1])) == (first, last)]
 
     gained, lost = outcome(False, True), outcome(True, False)
     never, always = outcome(False, False), outcome(True, True)
@@ -154,10 +177,6 @@ def pick_problems(
         f"and the {len(lost)} solved only {stages[0]} take turns, lowest number first, then the unchanged "
         f"({len(never)} never, {len(always)} always solved)."
     )
-
-
-def _solved(record: Mapping[str, Any]) -> bool:
-    return record["scores"].get("correctness_reward") == 1.0
 
 
 def _whole(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -184,16 +203,16 @@ def _unfinished(results: Mapping[str, Any]) -> str:
 
 
 def _reasons(results: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What in the run's own numbers may explain that accuracy did not rise; empty where it did."""
+    """What in the run's own numbers may explain that accuracy did not rise; empty where it did or is no measure."""
     whole = _whole(results)
-    if whole is None or accuracy_change(whole) > 0:
+    if whole is None or whole["measure"] != "accuracy" or change(whole) > 0:
         return []
-    steps = [line for line in metrics if line.get("phase") == "grpo"]
+    metrics = list(metrics)
     first, last = results["stages"][0], results["stages"][-1]
     low, high = whole["accuracy"]["ci95"] or (-1, 1)
-    flat, cut = _average(steps, "frac_reward_zero_std"), _average(steps, "completions/clipped_ratio")
+    flat, cut = _average(metrics, "frac_reward_zero_std"), _average(metrics, "completions/clipped_ratio")
     reasons = []
-    if accuracy_change(whole) == 0 and high - low > 0.1:
+    if change(whole) == 0 and high - low > 0.1:
         reasons.append(
             f"The measurement is coarse: its interval is {100 * (high - low):.0f} points wide. More held-out "
             "problems would make a smaller change visible."
@@ -224,7 +243,26 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[Row]:
+def _tables(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What both documents show of the stages and of their differences, and which words explain it."""
+    stages, pairs = results["stages"], results["comparisons"]
+    scores = unrewarded_scores(stages, results["correct"], results["format"])
+
+    def measured(key: str) -> bool:
+        return any(stage[key] is not None for stage in stages)
+
+    return {
+        "stage_columns": [(stage["name"], "") for stage in stages],
+        "stage_rows": _stage_rows(stages, scores),
+        "difference_columns": [(_credit(results, pair), f"{pair['from']} → {pair['to']}") for pair in pairs],
+        "difference_rows": _difference_rows(pairs, scores),
+        "sampled": measured("sampled_mean_length"),
+        "formed": measured("format_rate"),
+        "lost": measured("loss"),
+    }
+
+
+def _stage_rows(stages: Sequence[Mapping[str, Any]], scores: Iterable[str]) -> list[Row]:
     """The before/after table: one cell per stage."""
     rows = []
     for label, key, ci, unit in STAGE_ROWS:
@@ -233,7 +271,10 @@ def _stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[Row]:
             value, ends = stage[key], stage[ci] if ci else None
             bar = (100 * value, 100 * ends[0], 100 * ends[1]) if ends and unit == "percent" else None
             cells.append(Cell(_quantity(value, unit), _interval(ends, unit), bar))
-        rows.append((label, cells))
+        if any(stage[key] is not None for stage in stages):
+            rows.append((label, cells))
+    for name in scores:
+        rows.append((_label(name), [Cell(_quantity(stage["scores"].get(name), "number")) for stage in stages]))
     for name in dict.fromkeys(name for stage in stages for name in stage["rewards"]):
         means = [stage["rewards"].get(name) for stage in stages]
         rows.append((f"{name}, sampled", [Cell(_quantity(mean, "number")) for mean in means]))
@@ -243,21 +284,38 @@ def _stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[Row]:
     return rows
 
 
-def _difference_columns(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(_credit(results, pair), f"{pair['from']} → {pair['to']}") for pair in results["comparisons"]]
-
-
-def _difference_rows(pairs: Sequence[Mapping[str, Any]]) -> list[Row]:
+def _difference_rows(pairs: Sequence[Mapping[str, Any]], scores: Iterable[str]) -> list[Row]:
     """The table of paired differences: one cell per comparison."""
-    rows = []
-    for label, key, unit in DIFFERENCE_ROWS:
-        found = [pair[key] for pair in pairs]
-        rows.append((label, [Cell(_quantity(x["delta"], unit), _interval(x["ci95"], unit)) for x in found]))
-    for label, key in (("Newly solved", "gained"), ("No longer solved", "lost")):
-        rows.append((label, [Cell(str(pair["accuracy"][key])) for pair in pairs]))
-    rows.append(("McNemar, exact", [Cell(format_p(pair["accuracy"]["p"])) for pair in pairs]))
+    nothing = {"delta": None, "ci95": None}
+    found = [(label, [pair[key] for pair in pairs], unit) for label, key, unit in DIFFERENCE_ROWS]
+    found += [(_label(name), [pair["scores"].get(name, nothing) for pair in pairs], "difference") for name in scores]
+    rows = [
+        (label, [Cell(_quantity(x["delta"], unit), _interval(x["ci95"], unit)) for x in differences])
+        for label, differences, unit in found
+        if any(x["delta"] is not None for x in differences)
+    ]
+    if any(pair["measure"] == "accuracy" for pair in pairs):
+        for label, key in (("Newly solved", "gained"), ("No longer solved", "lost")):
+            rows.append((label, [Cell(str(pair["accuracy"][key])) for pair in pairs]))
+        rows.append(("McNemar, exact", [Cell(format_p(pair["accuracy"]["p"])) for pair in pairs]))
     rows.append(("Problems (n)", [Cell(str(pair["n"])) for pair in pairs]))
     return rows
+
+
+def _label(score: str) -> str:
+    name = short_name(score)
+    return name[:1].upper() + name[1:]
+
+
+def _training(figures: Mapping[str, Any]) -> dict[str, str]:
+    """What was trained, how large it is and how fast it went, as far as it is known."""
+    trainable, total = figures["trainable_parameters"], figures["parameters"]
+    size, speed = figures["adapter_bytes"], figures["tokens_per_second"]
+    return {
+        **({"trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.3g} %)"} if total else {}),
+        **({"saved weights": f"{size / 2**20:,.2f} MiB"} if size else {}),
+        **({"speed": f"{speed:,.0f} tokens/s, median over steps"} if speed else {}),
+    }
 
 
 def _quantity(value: float | None, unit: str) -> str:
@@ -285,22 +343,27 @@ def _clip(text: str) -> str:
     return f"{text[:SHOWN_CHARACTERS]}\n[{hidden:,} more characters in completions.jsonl]"
 
 
-def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _charts(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(title, SVG) of every curve that has data, in reading order."""
     functions = dict.fromkeys(
         key.split("/")[1] for line in metrics for key in line if re.fullmatch(r"rewards/[^/]+/mean", key)
     )
+    rewarded = {line["phase"] for line in metrics if "reward" in line}
     wanted = [
-        ("Reward, weighted total", "grpo", "reward", None),
-        *((name, "grpo", f"rewards/{name}/mean", "share") for name in functions),
-        ("Groups without a signal (zero variance)", "grpo", "frac_reward_zero_std", "percent"),
-        ("Completion length, tokens", "grpo", "completions/mean_length", None),
-        ("Truncated completions", "grpo", "completions/clipped_ratio", "percent"),
-        ("Warm start: loss", "warm start", "loss", None),
+        ("Reward, weighted total", rewarded, "reward", None),
+        *((name, rewarded, f"rewards/{name}/mean", "share") for name in functions),
+        ("Groups without a signal (zero variance)", rewarded, "frac_reward_zero_std", "percent"),
+        ("Completion length, tokens", rewarded, "completions/mean_length", None),
+        ("Truncated completions", rewarded, "completions/clipped_ratio", "percent"),
     ]
+    method = results["recipe"].rpartition("_")[2]
+    # Where a reward is maximised, the loss is near 0 by construction and says nothing.
+    for phase in dict.fromkeys(line["phase"] for line in metrics if line["phase"] not in rewarded):
+        title = method.upper() if phase == method else phase.capitalize()
+        wanted.append((f"{title}: loss", {phase}, "loss", None))
     charts = []
-    for title, phase, key, unit in wanted:
-        lines = [line for line in metrics if line.get("phase") == phase and _is_number(line.get(key))]
+    for title, phases, key, unit in wanted:
+        lines = [line for line in metrics if line["phase"] in phases and _is_number(line.get(key))]
         # By step: a resumed run repeats the steps after its checkpoint, and the later line is the one kept.
         points = {line["step"]: line[key] for line in lines}
         if points:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, str]]
 Reward = Callable[..., list[float | None]]
+LOSS = ("nll", "nll_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +146,17 @@ def evaluate(
     temperature: float,
     max_tokens: int,
     seed: int,
+    extra: "Callable[[Dataset], list[dict[str, float | None]]] | None" = None,
 ) -> list[dict[str, Any]]:
     """Complete every problem greedily once and `samples` times at `temperature`, and grade it all.
 
-    Needs the columns `prompt`, `question` and `answer`. Seed and order are the same at every stage, so that
-    stages pair problem by problem. Returns the records of completions.jsonl.
+    Needs the columns `prompt`, `question` and `answer`. The rewards get every column but `prompt` and `completion`,
+    which is what supervised training imitates. Seed and order are the same at every stage, so that stages pair
+    problem by problem. Returns the records of completions.jsonl.
+
+    `extra` measures the model itself rather than what it wrote: one dict for each problem, in their order. Its
+    figures join the scores of the problem's greedy record and no reward, but for "nll" and "nll_tokens", the
+    negative log-likelihood in nats of the gold completion's tokens and their number, which join the record.
     """
     passes = [("greedy", 0, 0.0)] + [("sampled", i, temperature) for i in range(samples)]
     jobs = [(kind, sample, heat, row) for kind, sample, heat in passes for row in range(len(dataset))]
@@ -163,7 +170,7 @@ def evaluate(
         completions = sampler.sample(
             rows["prompt"][:], temperature=batch[0][2], max_tokens=max_tokens, seed=seed + len(records)
         )
-        columns = {name: rows[name][:] for name in rows.column_names if name != "prompt"}
+        columns = {name: rows[name][:] for name in rows.column_names if name not in ("prompt", "completion")}
         grades = score([completion.text for completion in completions], columns, rewards, weights)
         for (kind, sample, _, row), completion, grade in zip(batch, completions, grades, strict=True):
             records.append(
@@ -182,7 +189,13 @@ def evaluate(
             )
         tokens += sum(completion.tokens for completion in completions)
         _progress(stage, len(records), len(jobs), tokens / (time.monotonic() - started))
-    return sorted(records, key=lambda record: (record["index"], record["kind"], record["sample"]))
+    records.sort(key=lambda record: (record["index"], record["kind"], record["sample"]))
+    if extra:
+        greedy = [record for record in records if record["kind"] == "greedy"]
+        for record, figures in zip(greedy, extra(dataset), strict=True):
+            record |= {name: figures[name] for name in LOSS if name in figures}
+            record["scores"] |= {name: value for name, value in figures.items() if name not in LOSS}
+    return records
 
 
 def _batches(jobs: list[tuple], size: int) -> Iterator[list[tuple]]:

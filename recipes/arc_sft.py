@@ -88,7 +88,7 @@ class Args:
 
 
 ON_CPU = Args(model=default_alias(gpu=False), adapter="lora", source="sample", max_steps=60, batch_size=8)
-SMOKE = {"source": "sample", "max_steps": 2, "batch_size": 4, "virtual_tokens": 4, "eval_problems": 8}
+SMOKE = {"source": "sample", "max_steps": 3, "batch_size": 4, "virtual_tokens": 4, "eval_problems": 8}
 
 
 def sft_config(args: Args, run: Run) -> object:

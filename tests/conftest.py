@@ -99,8 +99,8 @@ class Nano:
 
 
 @pytest.fixture(scope="session")
-def nano(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Nano:
-    """A pre-trained nano model; see `Nano`."""
+def train_nano(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`train_nano(chats, steps) -> Nano`: a nano model trained from scratch on the answers of these conversations."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -131,23 +131,34 @@ def nano(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Nano:
         tie_word_embeddings=True,
         initializer_range=0.06,  # at this width, the usual 0.02 idles on a plateau first
     )
-    folder = tmp_path_factory.mktemp("nano")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        chats = [
-            [{"role": "user", "content": f"{n} ?"}, {"role": "assistant", "content": str((n + step) % 10)}]
-            for n in range(10)
-            for step in STEPS
-        ]
-        ids = torch.tensor(tokenizer.apply_chat_template(chats, return_dict=False))
-        labels = ids.clone()
-        labels[:, :-2] = -100  # learn the digit and the end token, not the prompt
-        for _ in range(60):
-            optimizer.zero_grad()
-            model(input_ids=ids, labels=labels).loss.backward()
-            optimizer.step()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Nano(folder)
+
+    def train(chats: list[list[dict[str, str]]], steps: int) -> Nano:
+        folder = tmp_path_factory.mktemp("nano")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = LlamaForCausalLM(config)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+            rows = tokenizer.apply_chat_template(chats, return_dict=False)
+            longest = max(map(len, rows))
+            ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+            labels = torch.tensor([[-100] * (len(row) - 2) + row[-2:] + [-100] * (longest - len(row)) for row in rows])
+            for _ in range(steps):  # they learn the digit and the end token, not the prompt
+                optimizer.zero_grad()
+                model(input_ids=ids, labels=labels).loss.backward()
+                optimizer.step()
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return Nano(folder)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def nano(train_nano: Any) -> Nano:
+    """A pre-trained nano model; see `Nano`."""
+    chats = [
+        [{"role": "user", "content": f"{n} ?"}, {"role": "assistant", "content": str((n + step) % 10)}]
+        for n in range(10)
+        for step in STEPS
+    ]
+    return train_nano(chats, steps=60)

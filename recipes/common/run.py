@@ -6,7 +6,7 @@ outputs/<recipe>/<model>/<time>/
     metrics.jsonl       the trainers' metrics, one line a step
     warm_start/         the adapter after the warm start
     checkpoints/        trainer state, until the run is complete
-    adapter/            the trained adapter with tokenizer, chat template and model card
+    adapter/            the trained adapter, or the whole model, with tokenizer, chat template and model card
     results.json        the figures; "complete": true only when all of it is there
     report.html         the same to look at
 """
@@ -16,9 +16,10 @@ import json
 import math
 import os
 import shutil
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import write_json_atomic, write_text_atomic
-from eval.metrics import compare, summarise, verdict
+from eval.metrics import compare, short_name, summarise, unrewarded_scores, verdict
 from eval.report import write_model_card, write_report
 from recipes.common import machine
 from recipes.common.models import ModelSpec
@@ -34,16 +35,29 @@ from recipes.common.models import ModelSpec
 # These say where and how long to run, not what: they may differ when a run is resumed.
 NOT_CONFIGURATION = {"output_dir", "resume", "max_hours"}
 COMPLETE = "complete.json"  # written into a checkpoint last: without it the checkpoint was cut off
+PROMPT_ENCODER = "prompt_encoder.safetensors"
 Records = list[dict[str, Any]]
 
 
 class Run:
     """One run's folder. `Run.open` makes a new one or finds the one to resume."""
 
-    def __init__(self, folder: Path, recipe: str, spec: ModelSpec, args: Any, resumed: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: str,
+        spec: ModelSpec,
+        args: Any,
+        *,
+        resumed: bool,
+        correct: str | None,
+        format: str | None,
+    ) -> None:
         self.folder, self.recipe, self.spec, self.args, self.resumed = folder, recipe, spec, args, resumed
+        self.correct, self.format = correct, format
         self.started = time.monotonic()
         self.steps: dict[str, tuple[int, int]] = {}  # phase: made, planned
+        self.parameters = (0, 0)  # trainable, all: of the model trained last
         self.stages: dict[str, Records] = {}  # that this session came to
         self.earlier: dict[str, Records] = {}  # that an earlier session left and this one may still come to
         if (folder / "completions.jsonl").exists():
@@ -51,8 +65,24 @@ class Run:
                 self.earlier.setdefault(record["stage"], []).append(record)
 
     @classmethod
-    def open(cls, recipe: str, spec: ModelSpec, args: Any) -> "Run":
+    def open(
+        cls,
+        recipe: str,
+        spec: ModelSpec,
+        args: Any,
+        *,
+        correct: str | None = "correctness_reward",
+        format: str | None = "structure_reward",
+    ) -> "Run":
         """Make the folder of a new run, or resume.
+
+        Args:
+            recipe: `<dataset>_<method>`.
+            spec: the model; its alias names a folder.
+            args: the recipe's dataclass.
+            correct: the score that says that a problem is solved; None where no answer is right or wrong, and the
+                held-out loss decides.
+            format: the score that says that a completion is well formed; None where any form will do.
 
         Raises:
             ValueError: nothing to resume; the configuration changed, and the sentence lists the differences; or
@@ -70,7 +100,7 @@ class Run:
             except OSError as error:
                 raise ValueError(f"cannot write {folder} ({error.strerror}): name another --output-dir") from error
             print(f"Run folder: {folder}")
-            return cls(folder, recipe, spec, args, resumed=False)
+            return cls(folder, recipe, spec, args, resumed=False, correct=correct, format=format)
         candidates = sorted(parent.glob("*/config.json"), reverse=True)
         if not candidates:
             raise ValueError(
@@ -92,7 +122,7 @@ class Run:
             )
         print(f"Resuming {folder}")
         (folder / "results.json").unlink(missing_ok=True)
-        return cls(folder, recipe, spec, args, resumed=True)
+        return cls(folder, recipe, spec, args, resumed=True, correct=correct, format=format)
 
     # Time
 
@@ -130,15 +160,27 @@ class Run:
             with self.phase(f"evaluate {name}"):
                 self.stages[name] = evaluate(stage=name)
             self._write_stages()
-        summary = summarise(self.stages[name])
-        low, high = summary["ci95"]
-        print(
-            f"{name}: n = {summary['n']}, accuracy {summary['accuracy']:.1%} "
-            f"(95 % CI {low:.1%} to {high:.1%}), "
-            f"format {summary['format_rate']:.1%}, sampled reward {summary['sampled_reward']:.3f}, "
-            f"{summary['mean_length']:.0f} tokens, {summary['truncation_rate']:.1%} truncated"
-        )
+        summary = summarise(self.stages[name], correct=self.correct, format=self.format)
+        print(f"{name}: {', '.join(self._measured(summary))}")
         return summary
+
+    def _measured(self, summary: dict[str, Any]) -> Iterator[str]:
+        """What a stage measured, in the order of its line."""
+        yield f"n = {summary['n']}"
+        if self.correct:
+            low, high = summary["ci95"]
+            yield f"accuracy {summary['accuracy']:.1%} (95 % CI {low:.1%} to {high:.1%})"
+        if summary["format_rate"] is not None:
+            yield f"format {summary['format_rate']:.1%}"
+        if summary["loss"] is not None:
+            yield f"loss {summary['loss']:.3f} nats/token (perplexity {summary['perplexity']:.2f})"
+        for name in unrewarded_scores([summary], self.correct, self.format):
+            if (mean := summary["scores"][name]) is not None:
+                yield f"{short_name(name)} {mean:.3f}"
+        if summary["sampled_reward"] is not None:
+            yield f"sampled reward {summary['sampled_reward']:.3f}"
+        yield f"{summary['mean_length']:.0f} tokens"
+        yield f"{summary['truncation_rate']:.1%} truncated"
 
     def length_quantile(self, share: float) -> int:
         """The length in tokens that `share` of the latest stage's completions stay within."""
@@ -204,14 +246,19 @@ class Run:
 
         phase = Path(trainer.args.output_dir).name.replace("_", " ")
         self.earlier.clear()  # what this session has not come to yet shows the model after less training
-        attach(trainer, self, phase)
         checkpoint, planned = self.last_checkpoint(phase), trainer.args.max_steps
+        if hasattr(trainer.model, "prompt_encoder"):
+            _keep_prompt_encoder(trainer, checkpoint)  # first: what marks a checkpoint as whole comes after it
+        attach(trainer, self, phase)
+        self.parameters = _parameter_counts(trainer.model)
         made = _step(checkpoint) if checkpoint else 0
         if checkpoint and made >= planned:  # a trainer resumed after its last step would make one more
             self.load_adapter(str(checkpoint.relative_to(self.folder)), trainer.model)
         else:
             with self.phase(phase):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            # Out of the trainer's autocast, so that it evaluates as it will when it is loaded from its folder.
+            trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
             made = trainer.state.global_step
         self.steps[phase] = (made, planned)
         if made < planned:
@@ -230,25 +277,40 @@ class Run:
         return list(_read_jsonl(path)) if path.exists() else []
 
     def save_adapter(self, name: str, model: Any, tokenizer: Any) -> Path:
-        """Save the adapter as safetensors, with tokenizer and template, in folder `name`; atomically."""
+        """Save what was trained as safetensors, with tokenizer and template, in folder `name`; atomically.
+
+        A PEFT model's adapter, or all weights of any other model.
+        """
+        from peft import PeftModel
+
         target, building = self.folder / name, self.folder / f".{name}.part"
         shutil.rmtree(building, ignore_errors=True)
         # Only "default": a reference adapter, where beta > 0 made one, is not what was trained.
-        model.save_pretrained(str(building), selected_adapters=["default"])
+        only = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
+        model.save_pretrained(str(building), **only)
         tokenizer.save_pretrained(str(building))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(building, target)
         return target
 
     def load_adapter(self, name: str, model: Any) -> bool:
-        """Load the weights of saved adapter `name` into the model's adapter; False where none was saved."""
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
+        """Load what `save_adapter` saved as `name` into such a model; False where nothing was saved."""
+        from peft import PeftModel, set_peft_model_state_dict
+        from safetensors.torch import load_file, load_model
 
-        path = self.folder / name / "adapter_model.safetensors"
-        if path.exists():
-            set_peft_model_state_dict(model, load_file(path))
-        return path.exists()
+        is_adapter = isinstance(model, PeftModel)
+        path = self.folder / name / ("adapter_model.safetensors" if is_adapter else "model.safetensors")
+        if not path.exists():
+            return False
+        if not is_adapter:
+            load_model(model, path)
+            return True
+        set_peft_model_state_dict(model, load_file(path))
+        config = model.peft_config["default"]
+        if config.is_prompt_learning:
+            # What is saved of p-tuning is what its network wrote, and must not go through the network again.
+            config.inference_mode = True
+        return True
 
     # The end
 
@@ -257,11 +319,13 @@ class Run:
 
         The run is complete when its last phase made all its steps; then the checkpoints go.
         """
-        made, planned = self.steps[list(self.steps)[-1]]
-        summaries = {name: summarise(records) for name, records in self.stages.items()}
+        phase = list(self.steps)[-1]
+        made, planned = self.steps[phase]
+        judged_by = {"correct": self.correct, "format": self.format}
+        summaries = {name: summarise(records, **judged_by) for name, records in self.stages.items()}
         names = list(summaries)
         pairs = [*pairwise(names), *([(names[0], names[-1])] if len(names) > 2 else [])]
-        comparisons = [compare(self.stages[a], self.stages[b]) for a, b in pairs]
+        comparisons = [compare(self.stages[a], self.stages[b], **judged_by) for a, b in pairs]
         whole = comparisons[-1]
         results = {
             "recipe": self.recipe,
@@ -274,14 +338,19 @@ class Run:
             "date": datetime.now().date().isoformat(),
             "machine": machine.describe(),
             "command": " ".join(["python", *sys.argv]),
+            **judged_by,
             "stages": list(summaries.values()),
             "paired": {
-                "from": whole["from"],
-                "to": whole["to"],
-                "n": whole["n"],
-                **{key: whole["accuracy"][key] for key in ("delta", "ci95", "p")},
+                **{key: whole[key] for key in ("from", "to", "n", "measure")},
+                **{key: whole[whole["measure"]].get(key) for key in ("delta", "ci95", "p")},  # no p for a loss
             },
             "comparisons": comparisons,
+            "training": {
+                "trainable_parameters": self.parameters[0],
+                "parameters": self.parameters[1],
+                "adapter_bytes": _weights_bytes(self.folder / "adapter"),
+                "tokens_per_second": _tokens_per_second(line for line in self.metrics() if line["phase"] == phase),
+            },
             "seconds": self.seconds,
             "peak_memory_gib": machine.peak_memory_gib(),
             "versions": machine.versions(),
@@ -301,6 +370,59 @@ class Run:
 def _configuration(args: Any) -> dict[str, Any]:
     values = {k: v for k, v in dataclasses.asdict(args).items() if k not in NOT_CONFIGURATION}
     return json.loads(json.dumps(values))  # as it will read back: tuples are lists
+
+
+def _keep_prompt_encoder(trainer: Any, checkpoint: Path | None) -> None:
+    """Save the prompt encoder whole with every checkpoint, and load it where training resumes from one.
+
+    PEFT saves the virtual tokens that p-tuning's network writes and not the network, and takes them for the network's
+    input when it resumes: training would go on from another prompt.
+    """
+    from safetensors.torch import load_model, save_model
+    from transformers import TrainerCallback
+
+    encoder = trainer.model.prompt_encoder
+
+    class PromptEncoderKeeper(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            if checkpoint:
+                load_model(encoder, checkpoint / PROMPT_ENCODER)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            save_model(encoder, str(Path(args.output_dir) / f"checkpoint-{state.global_step}" / PROMPT_ENCODER))
+
+    trainer.add_callback(PromptEncoderKeeper())
+
+
+def _parameter_counts(model: Any) -> tuple[int, int]:
+    """How many parameters of `model` are trainable, and how many there are."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = parameter.numel()
+        if type(parameter).__name__ == "Params4bit":  # bitsandbytes packs two weights into a byte
+            count *= 2 * parameter.element_size()
+        total += count
+        trainable += count * parameter.requires_grad
+    return trainable, total
+
+
+def _weights_bytes(folder: Path) -> int | None:
+    """Size on disk of the safetensors in `folder`; None where it has none."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
+
+
+def _tokens_per_second(lines: Iterable[dict[str, Any]]) -> float | None:
+    """Tokens that one phase trained on a second, without padding: median over its steps. None where none were counted.
+
+    A session's first step, which warms up, is left out, as is the one across two sessions: TRL counts from 0 in each.
+    """
+    counted = [line for line in lines if line.get("num_tokens") and line.get("seconds")]
+    speeds = [
+        (line["num_tokens"] - before["num_tokens"]) / line["seconds"]
+        for before, line in pairwise(counted)
+        if line["num_tokens"] > before["num_tokens"]
+    ]
+    return round(statistics.median(speeds), 1) if speeds else None
 
 
 def _step(checkpoint: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from recipes.common.models import resolve
-from recipes.common.run import COMPLETE, Run
+from recipes.common.run import COMPLETE, Run, _parameter_counts
 
 pytestmark = pytest.mark.usefixtures("unsloth")  # before transformers, which the trainer's callbacks import
 SPEC = resolve("smollm2-135m")
@@ -50,6 +50,20 @@ def records(stage: str, solved: int, text: str = "x") -> list[dict[str, Any]]:
         }
         for i in range(8)
         for kind in ("greedy", "sampled")
+    ]
+
+
+def supervised(stage: str, solved: int, nats: float) -> list[dict[str, Any]]:
+    """Eight problems as supervised training has them: greedy alone, a second score, a loss over four tokens each."""
+    return [
+        record
+        | {
+            "scores": {"choice_reward": float(record["index"] < solved), "likeliest_option": 0.25},
+            "reward": float(record["index"] < solved),
+            "nll": nats,
+            "nll_tokens": 4,
+        }
+        for record in records(stage, solved)[::2]
     ]
 
 
@@ -149,6 +163,37 @@ def test_stages_are_read_back_and_not_evaluated_again(tmp_path: Path) -> None:
     assert resumed.stages["before"] == records("before", 2, strange)
     assert resumed.stage("warm start", never)["accuracy"] == 0.5
     assert [*resumed.stages] == ["before", "warm start"]
+
+
+@pytest.mark.parametrize(
+    ("judge", "stage", "line"),
+    [
+        (
+            {},
+            records("before", 2),
+            "before: n = 8, accuracy 25.0% (95 % CI 7.1% to 59.1%), format 100.0%, sampled reward 1.250, 14 tokens, "
+            "0.0% truncated\n",
+        ),
+        (
+            {"correct": "choice_reward", "format": None},
+            supervised("before", 2, 6.0),
+            "before: n = 8, accuracy 25.0% (95 % CI 7.1% to 59.1%), loss 1.500 nats/token (perplexity 4.48), likeliest "
+            "option 0.250, 14 tokens, 0.0% truncated\n",
+        ),
+        (
+            {"correct": None, "format": None},
+            [record | {"scores": {"rouge_reward": None}} for record in supervised("before", 0, 6.0)],
+            "before: n = 8, loss 1.500 nats/token (perplexity 4.48), 14 tokens, 0.0% truncated\n",
+        ),
+    ],
+)
+def test_a_stage_prints_one_line_of_what_it_measured(
+    judge: dict[str, Any], stage: Any, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.open("toy", SPEC, Args(str(tmp_path)), **judge)
+    capsys.readouterr()
+    run.stage("before", lambda **_: stage)
+    assert capsys.readouterr().out == line
 
 
 def test_a_stage_of_a_model_that_trains_on_is_evaluated_again(tmp_path: Path) -> None:
@@ -277,6 +322,98 @@ def test_an_adapter_comes_back_as_it_was(tmp_path: Path, tiny: Path, load_lora: 
     assert {value.dtype for value in saved.values()} == {torch.float32}  # small updates would round away
 
 
+VIRTUAL = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+
+
+def stock_model(kind: str, folder: Path, seed: int) -> Any:
+    """The random model, loaded without Unsloth, whole or with a prompt-learning adapter of that seed."""
+    import torch
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(seed)
+    if kind == "full":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return model
+    configs = {
+        "p-tuning": PromptEncoderConfig(**VIRTUAL, encoder_hidden_size=16),
+        "prefix-tuning": PrefixTuningConfig(**VIRTUAL),
+        "prompt-tuning": PromptTuningConfig(**VIRTUAL),
+    }
+    return get_peft_model(model, configs[kind])
+
+
+def logits(model: Any) -> Any:
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[5, 9, 7, 3, 11]])).logits
+
+
+@pytest.mark.parametrize("kind", ["full", "p-tuning", "prefix-tuning", "prompt-tuning"])
+def test_what_is_no_lora_comes_back_as_it_was(kind: str, tmp_path: Path, tiny: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    run = open_run(tmp_path)
+    trained, fresh = stock_model(kind, tiny, seed=1), stock_model(kind, tiny, seed=2)
+    assert not run.load_adapter("adapter", fresh)
+    assert not torch.allclose(logits(trained), logits(fresh), atol=1e-3)
+    saved = run.save_adapter("adapter", trained, AutoTokenizer.from_pretrained(tiny))
+    weights = "model.safetensors" if kind == "full" else "adapter_model.safetensors"
+    assert [path.name for path in saved.glob("*.safetensors")] == [weights]
+    assert not [*saved.glob("*.bin"), *saved.glob("*.pt")]
+    assert run.load_adapter("adapter", fresh)
+    assert torch.allclose(logits(trained), logits(fresh), atol=1e-5)
+    # What was read back can be saved again, as a session does that comes after the last step.
+    again = run.save_adapter("again", fresh, AutoTokenizer.from_pretrained(tiny))
+    assert (again / weights).read_bytes() == (saved / weights).read_bytes()
+
+
+def train(run: Run, model: Any, *, kill_at: int | None = None) -> bool:
+    """Four steps of transformers' own trainer on eight rows of noise; killed before a step's update, if told so."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == kill_at:
+                raise KeyboardInterrupt
+
+    noise = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": (ids := torch.randint(3, 200, (6,), generator=noise)), "labels": ids} for _ in range(8)]
+    settings = run.trainer_settings("sft") | {"max_steps": 4, "learning_rate": 0.01, "per_device_train_batch_size": 2}
+    return run.train(Trainer(model, TrainingArguments(**settings), train_dataset=rows, callbacks=[Kill()]))
+
+
+@pytest.mark.parametrize("kind", ["full", "p-tuning", "prefix-tuning"])
+def test_training_goes_on_from_a_checkpoint_as_if_never_killed(kind: str, tmp_path: Path, tiny: Path) -> None:
+    """PEFT's checkpoint of p-tuning holds what its network writes, and not the network that training needs."""
+    import torch
+
+    unbroken = stock_model(kind, tiny, seed=1)
+    assert train(open_run(tmp_path / "unbroken"), unbroken)
+
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        train(open_run(broken), stock_model(kind, tiny, seed=1), kill_at=2)
+    resumed, run = stock_model(kind, tiny, seed=2), open_run(broken, resume=True)
+    assert train(run, resumed)
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
+    assert torch.equal(logits(unbroken), logits(resumed))
+    # And once more after the last step, when nothing is left to train.
+    done = stock_model(kind, tiny, seed=3)
+    assert train(open_run(broken, resume=True), done)
+    tokenizer = Saves("tokenizer.json", "x")
+    first, last = (run.save_adapter(name, model, tokenizer) for name, model in (("first", unbroken), ("last", done)))
+    (weights,) = first.glob("*.safetensors")
+    assert weights.read_bytes() == (last / weights.name).read_bytes()
+
+
 # Time
 
 
@@ -334,6 +471,74 @@ def test_results_have_the_stable_keys(tmp_path: Path) -> None:
     assert results["args"]["learning_rate"] == 1e-4
     assert results["peak_memory_gib"]["resident"] > 0
     assert results["complete"] is True and not (run.folder / "checkpoints").exists()
+
+
+def test_results_of_supervised_training_name_what_they_compare(tmp_path: Path) -> None:
+    run = Run.open("toy_sft", SPEC, Args(str(tmp_path)), correct="choice_reward", format=None)
+    run.stage("before", lambda stage: supervised(stage, 1, 8.0))
+    run.train(ScriptedTrainer(run))
+    run.save_adapter("adapter", Saves("adapter_model.safetensors", "x" * 10), Saves("tokenizer.json", "x"))
+    run.stage("after", lambda stage: supervised(stage, 8, 4.0))
+    results = run.finish()
+    assert (results["correct"], results["format"]) == ("choice_reward", None)
+    assert results["paired"] == {
+        **{"from": "before", "to": "after", "n": 8, "measure": "accuracy"},
+        **{"delta": 0.875, "ci95": results["paired"]["ci95"], "p": 0.01562},
+    }
+    assert results["comparisons"][0]["scores"]["likeliest_option"]["delta"] == 0.0
+    assert results["comparisons"][0]["loss"]["delta"] == -1.0
+
+
+def test_where_no_answer_is_right_the_loss_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.open("toy_sft", SPEC, Args(str(tmp_path)), correct=None, format=None)
+    run.stage("before", lambda stage: supervised(stage, 0, 8.0))
+    run.train(ScriptedTrainer(run))
+    run.save_adapter("adapter", Saves("weights", "x"), Saves("tokenizer.json", "x"))
+    run.stage("after", lambda stage: supervised(stage, 0, 4.0))
+    results = run.finish()
+    assert results["paired"] == {
+        **{"from": "before", "to": "after", "n": 8, "measure": "loss"},
+        **{"delta": -1.0, "ci95": [-1.0, -1.0], "p": None},
+    }
+    assert json.loads((run.folder / "results.json").read_text()) == results
+    assert "held-out loss -1.000 nats/token" in capsys.readouterr().out
+    assert results["training"]["adapter_bytes"] is None  # no safetensors: nothing is known
+
+
+def test_results_tell_the_size_and_the_speed_of_training(tmp_path: Path) -> None:
+    import torch
+
+    class Counted(ScriptedTrainer):
+        def train(self, resume_from_checkpoint: str | None) -> None:
+            # Two sessions: TRL counts each from 0, and the first step of each warms up.
+            steps = [(1, 100, 9.0), (2, 200, 1.0), (3, 320, 1.0), (4, 90, 9.0), (5, 200, 1.0), (6, 300, 0.0)]
+            for step, tokens, seconds in steps:
+                self.run.log_metrics("grpo", step, {"num_tokens": tokens, "seconds": seconds})
+            self.state.global_step = 6
+
+    run = open_run(tmp_path)
+    run.log_metrics("warm start", 1, {"num_tokens": 5, "seconds": 1.0})
+    run.log_metrics("warm start", 2, {"num_tokens": 5_000, "seconds": 1.0})
+    run.stage("before", lambda stage: records(stage, 1))
+    trainer = Counted(run, steps=6)
+    trainer.model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2, bias=False))
+    trainer.model[0].requires_grad_(False)
+    run.train(trainer)
+    run.save_adapter("adapter", Saves("adapter_model.safetensors", "x" * 10), Saves("tokenizer.json", "xx"))
+    run.stage("after", lambda stage: records(stage, 2))
+    assert run.finish()["training"] == {
+        "trainable_parameters": 8,
+        "parameters": 24,
+        "adapter_bytes": 10,
+        "tokens_per_second": 110.0,  # the median of 100, 120 and 110
+    }
+
+
+def test_weights_in_4_bit_count_as_the_parameters_they_are(tiny: Path, unsloth: Any) -> None:
+    whole, _ = unsloth.FastLanguageModel.from_pretrained(str(tiny), max_seq_length=64, load_in_4bit=False)
+    packed, _ = unsloth.FastLanguageModel.from_pretrained(str(tiny), max_seq_length=64, load_in_4bit=True)
+    assert "Params4bit" in {type(parameter).__name__ for parameter in packed.parameters()}
+    assert _parameter_counts(packed)[1] == _parameter_counts(whole)[1]
 
 
 def test_a_run_out_of_time_is_not_complete_and_keeps_its_checkpoints(tmp_path: Path) -> None:

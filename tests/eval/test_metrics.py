@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from eval.metrics import (
-    accuracy_change,
     bootstrap_mean,
+    change,
     compare,
     format_p,
     mcnemar,
     summarise,
+    unrewarded_scores,
     verdict,
     wilson,
 )
@@ -47,6 +48,20 @@ def stage(name: str, outcomes: list[float | None], **changes: Any) -> list[dict[
         for index, outcome in enumerate(outcomes)
         for kind, sample in (("greedy", 0), ("sampled", 0), ("sampled", 1))
     ]
+
+
+def measured(
+    name: str, losses: list[tuple[float | None, int]], scores: dict[str, list[float | None]] | None = None
+) -> list[dict[str, Any]]:
+    """A stage of greedy records alone, as supervised training has them: (nats, tokens) and other scores by problem."""
+    return [
+        record(index, None, stage=name, nll=nll, nll_tokens=tokens, reward=None)
+        | {"scores": {key: values[index] for key, values in (scores or {}).items()}}
+        for index, (nll, tokens) in enumerate(losses)
+    ]
+
+
+LOSS_ALONE: dict[str, Any] = {"correct": None, "format": None}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +126,29 @@ def test_bootstrap_covers_the_truth_about_95_times_in_100() -> None:
     assert 0.91 <= covered / 400 <= 0.98
 
 
+def test_a_bootstrap_per_token_weighs_problems_by_their_tokens() -> None:
+    rng = random.Random(3)
+    nats, tokens = [rng.uniform(5, 50) for _ in range(60)], [rng.randint(2, 40) for _ in range(60)]
+    low, high = bootstrap_mean(nats, tokens)
+    assert low < sum(nats) / sum(tokens) < high
+    assert bootstrap_mean(nats, [4.0] * 60) == pytest.approx([end / 4 for end in bootstrap_mean(nats)])
+    # One problem has nearly all of the tokens: whether it is drawn decides, however alike the others are.
+    low, high = bootstrap_mean([1.0] * 9 + [900.0], [1] * 9 + [300])
+    assert (low, round(high, 1)) == (1.0, 3.0)
+    assert bootstrap_mean([2.0, 4.0], [1, 2]) == (2.0, 2.0)
+
+
+def test_the_bootstrap_per_token_covers_the_truth_about_95_times_in_100() -> None:
+    """Answers of 2 to 60 tokens whose loss fell by 0.2 nats a token, each by its own amount."""
+    rng = random.Random(0)
+    covered = 0
+    for _ in range(400):
+        tokens = [rng.randint(2, 60) for _ in range(64)]
+        low, high = bootstrap_mean([rng.gauss(-0.2, 0.5) * size for size in tokens], tokens, resamples=1_000)
+        covered += low <= -0.2 <= high
+    assert 0.91 <= covered / 400 <= 0.98
+
+
 def test_summary_of_a_stage_counted_by_hand() -> None:
     records = [
         record(0, 1.0, tokens=20),
@@ -131,6 +169,10 @@ def test_summary_of_a_stage_counted_by_hand() -> None:
         "ungraded": 1,
         "accuracy": 0.5,
         "ci95": [0.0945, 0.9055],
+        "scores": {"correctness_reward": 0.5, "structure_reward": 0.5},  # (1 + 0.5 + 0) / 3
+        "loss": None,
+        "loss_ci95": None,
+        "perplexity": None,
         "sampled_accuracy": 0.25,  # problem 0: 1/2, problem 1: 0/2
         "sampled_reward": 0.8333,  # (1 + 2) / 2, (0 + 1) / 2, 0.5 / 1: their mean is 2.5 / 3
         "format_rate": 0.3333,
@@ -163,6 +205,56 @@ def test_another_recipe_names_its_own_rewards() -> None:
     records = [record(0, 1.0) | {"scores": {"exact_match_reward": 1.0, "tags_reward": 0.0}}]
     summary = summarise(records, correct="exact_match_reward", format="tags_reward")
     assert (summary["accuracy"], summary["format_rate"]) == (1.0, 0.0)
+
+
+def test_the_loss_is_per_token_of_all_answers_together() -> None:
+    summary = summarise(measured("before", [(6.0, 2), (2.0, 8), (None, 5)]), **LOSS_ALONE)
+    assert (summary["n"], summary["ungraded"]) == (2, 1)
+    assert summary["loss"] == 0.8  # 8 nats over 10 tokens, not the mean of 3 and 0.25
+    assert summary["loss_ci95"] == [0.25, 3.0]
+    assert summary["perplexity"] == 2.2255
+    assert {summary[key] for key in ("accuracy", "ci95", "format_rate", "sampled_format_rate", "sampled_reward")} == {
+        None
+    }
+    json.dumps(summary, allow_nan=False)
+
+
+def test_greedy_scores_are_averaged_over_what_could_be_graded() -> None:
+    scores = {"f1_reward": [0.5, 1.0, 0.0], "rare": [None, 0.0, 1.0], "empty": [None] * 3}
+    summary = summarise(measured("before", [(1.0, 2)] * 3, scores), **LOSS_ALONE)
+    assert summary["scores"] == {"f1_reward": 0.5, "rare": 0.5, "empty": None}
+    summary = summarise(measured("before", [(1.0, 2)] * 3, scores), correct="f1_reward", format=None)
+    assert (summary["n"], summary["accuracy"], summary["format_rate"]) == (3, 0.3333, None)
+    assert (summary["loss"], summary["scores"]["rare"]) == (0.5, 0.5)
+
+
+def test_scores_that_a_reward_sums_up_are_not_told_twice() -> None:
+    records = stage("before", [1.0, 0.0])
+    for greedy in records[::3]:
+        greedy["scores"] = greedy["scores"] | {"likeliest_option": 1.0}
+    summary = summarise(records)
+    assert unrewarded_scores([summary], "correctness_reward", "structure_reward") == ["likeliest_option"]
+    alone = summarise(measured("before", [(1.0, 2)], {"exact_match_reward": [1.0], "f1_reward": [0.5]}), **LOSS_ALONE)
+    assert unrewarded_scores([alone], "exact_match_reward", None) == ["f1_reward"]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (measured("before", [(None, 4), (None, 4)]), "none of its 2 greedy completions .*every nll is None"),
+        ([record(0, 1.0), record(1, 0.0)], "none of its 2 greedy completions"),
+        (measured("before", [(math.inf, 4)]), "problem 0: nll is inf"),
+        (measured("before", [(1.0, 4), (0.0, 0)]), "problem 1: nll is over 0 tokens"),
+        (measured("before", [(1.0, 4)], {"f1": [math.nan]}), "problem 0: f1 is nan"),
+        (
+            [*measured("before", [(1.0, 4)], {"f1": [1.0]}), record(1, 1.0)],
+            "problem 1: expected a score named 'f1', found correctness_reward, structure_reward",
+        ),
+    ],
+)
+def test_where_the_loss_decides_a_stage_without_one_is_refused(records: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        summarise(records, **LOSS_ALONE)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +290,40 @@ def test_comparison_counted_by_hand() -> None:
     json.dumps(comparison, allow_nan=False)
 
 
+def test_losses_and_scores_are_compared_problem_by_problem() -> None:
+    before = measured(
+        "before", [(6.0, 2), (4.0, 8), (None, 5), (3.0, 3)], {"f1_reward": [0.0, 0.5, 1.0, None], "old": [0.0] * 4}
+    )
+    after = measured(
+        "after", [(4.0, 2), (3.0, 8), (1.0, 5), (None, 3)], {"new": [1.0] * 4, "f1_reward": [1.0, 0.5, 1.0, 1.0]}
+    )
+    comparison = compare(before, after, **LOSS_ALONE)
+    assert (comparison["measure"], comparison["n"]) == ("loss", 2)
+    assert comparison["loss"] == {"delta": -0.3, "ci95": [-1.0, -0.125]}  # -3 nats over 10 tokens
+    assert comparison["scores"] == {"f1_reward": {"delta": 0.3333, "ci95": [0.0, 1.0]}}
+    assert set(comparison["accuracy"].values()) == {None}
+    assert comparison["format_rate"] == comparison["sampled_reward"] == {"delta": None, "ci95": None}
+    json.dumps(comparison, allow_nan=False)
+
+
+def test_with_a_right_answer_the_loss_is_a_second_figure() -> None:
+    scores = {"exact_match_reward": [0.0] * 8, "f1_reward": [0.5] * 8}
+    before = measured("before", [(4.0, 2)] * 8, scores)
+    after = measured("after", [(2.0, 2)] * 8, scores | {"exact_match_reward": [1.0] * 8})
+    comparison = compare(before, after, correct="exact_match_reward", format=None)
+    assert (comparison["measure"], comparison["accuracy"]["gained"]) == ("accuracy", 8)
+    assert comparison["scores"].keys() == {"f1_reward"}
+    assert comparison["loss"]["delta"] == -1.0
+    assert verdict(comparison).endswith("n = 8): it learned")
+
+
+def test_a_gold_answer_of_other_tokens_is_not_compared() -> None:
+    with pytest.raises(ValueError, match="problem 1 was 8 tokens at stage 'before' and 9 at 'after': measure both"):
+        compare(measured("before", [(1.0, 2), (1.0, 8)]), measured("after", [(1.0, 2), (1.0, 9)]), **LOSS_ALONE)
+    with pytest.raises(ValueError, match="no problem was graded in both"):
+        compare(measured("before", [(1.0, 2), (None, 8)]), measured("after", [(None, 2), (1.0, 8)]), **LOSS_ALONE)
+
+
 def test_turning_a_comparison_round_turns_its_signs() -> None:
     rng = random.Random(2)
     before = stage("before", [float(rng.random() < 0.2) for _ in range(50)])
@@ -216,7 +342,7 @@ def test_pairing_is_what_makes_a_small_gain_visible() -> None:
     before, after = stage("before", outcomes), stage("after", [1.0] * 38 + [0.0] * 26)
     assert summarise(before)["ci95"][1] > summarise(after)["ci95"][0]
     comparison = compare(before, after)
-    assert accuracy_change(comparison) == 1
+    assert change(comparison) == 1
     assert verdict(comparison).endswith("it learned")
 
 
@@ -264,7 +390,9 @@ def test_fewer_than_six_problems_decide_nothing() -> None:
 def comparison_of(accuracy: tuple, reward: tuple, sampled: tuple = (0.0, -0.1, 0.1)) -> dict[str, Any]:
     """A comparison over 64 problems; each measure is (delta, low, high), accuracy with p as a fourth."""
     return {
+        "measure": "accuracy",
         "n": 64,
+        "loss": {"delta": None, "ci95": None},
         "accuracy": {"delta": accuracy[0], "ci95": list(accuracy[1:3]), "p": accuracy[3]},
         "sampled_reward": {"delta": reward[0], "ci95": list(reward[1:])},
         "sampled_accuracy": {"delta": sampled[0], "ci95": list(sampled[1:])},
@@ -303,6 +431,47 @@ def test_verdict_claims_no_more_than_it_may(accuracy: tuple, reward: tuple, samp
     said = verdict(comparison_of(accuracy, reward, sampled))
     assert sentence in said
     assert sentence == said or not sentence.startswith("accuracy")
+
+
+FELL, ROSE = (-0.412, -0.5, -0.3), (0.412, 0.3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "n", "sentence", "found"),
+    [
+        (FELL, 64, "held-out loss -0.412 nats/token (95 % CI -0.500 to -0.300, n = 64): it learned", 1),
+        (ROSE, 64, "held-out loss +0.412 nats/token (95 % CI +0.300 to +0.500, n = 64): it got worse", -1),
+        ((-0.1, -0.3, 0.1), 64, "(95 % CI -0.300 to +0.100, n = 64): no measurable change", 0),
+        (FELL, 5, "n = 5): too few problems to tell", 0),
+    ],
+)
+def test_where_nothing_is_right_or_wrong_the_loss_decides(loss: tuple, n: int, sentence: str, found: int) -> None:
+    comparison = comparison_of((None, None, None, None), SAME) | {
+        "measure": "loss",
+        "n": n,
+        "loss": {"delta": loss[0], "ci95": list(loss[1:])},
+    }
+    assert verdict(comparison).endswith(sentence)
+    assert change(comparison) == found
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "sentence"),
+    [
+        (UP, FELL, "it learned"),
+        (UP, ROSE, "it learned, but held-out loss rose by 0.412 nats/token (95 % CI +0.300 to +0.500)"),
+        (FLAT, FELL, "no measurable change in greedy accuracy, but held-out loss fell by 0.412 nats/token"),
+        (DOWN, FELL, "it got worse, but held-out loss fell by 0.412 nats/token (95 % CI -0.500 to -0.300)"),
+    ],
+)
+def test_a_loss_that_tells_another_story_than_accuracy_is_told(accuracy: tuple, loss: tuple, sentence: str) -> None:
+    comparison = comparison_of(accuracy, SAME) | {"loss": {"delta": loss[0], "ci95": list(loss[1:])}}
+    assert verdict(comparison).partition("): ")[2].startswith(sentence)
+
+
+def test_one_problem_has_a_loss_and_no_interval() -> None:
+    comparison = compare(measured("before", [(6.0, 2)]), measured("after", [(4.0, 2)]), **LOSS_ALONE)
+    assert verdict(comparison) == "held-out loss -1.000 nats/token (n = 1): too few problems to tell"
 
 
 @pytest.mark.parametrize(

@@ -79,14 +79,51 @@ def run(*stages: list[dict[str, Any]], **changes: Any) -> tuple[dict[str, Any], 
         "n": 8,
         "date": "2026-01-31",
         "command": "python recipes/gsm8k_grpo.py --model smollm2-135m",
+        "correct": "correctness_reward",
+        "format": "structure_reward",
         "stages": [summarise(stage) for stage in stages],
         "comparisons": [compare(*pair) for pair in pairs],
+        "training": {
+            "trainable_parameters": 4_884_480,
+            "parameters": 139_399_488,
+            "adapter_bytes": 19_593_064,
+            "tokens_per_second": 487.6,
+        },
         "seconds": {"before": 59.6, "grpo": 3_700.0},
         "peak_memory_gib": {"resident": 3.41, "gpu": None},
         "versions": {"trl": "1.15.0"},
         "git_commit": "0a1b2c3",
         "args": {"source": "sample", "learning_rate": 5e-5, "load_in_4bit": True},
         "licence": "Apache-2.0",
+    }
+    return results | changes, [record for stage in stages for record in stage]
+
+
+def supervised(stage: str, outcomes: Iterable[float], nats: float) -> list[dict[str, Any]]:
+    """Greedy records alone, with a second score and the loss of gold answers of two tokens."""
+    return [
+        record
+        | {
+            "scores": {"choice_reward": record["scores"]["correctness_reward"], "likeliest_option": 0.5 + nats / 10},
+            "nll": nats,
+            "nll_tokens": 2,
+        }
+        for record in records(stage, outcomes)[::2]
+    ]
+
+
+def supervised_run(correct: str | None, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run of supervised training: greedy evaluations, no format, and a loss that fell by one nat a token."""
+    stages = supervised("before", [0.0] * 20, 4.0), supervised("after", [1.0] * 15 + [0.0] * 5, 2.0)
+    judged_by = {"correct": correct, "format": None}
+    results, _ = run()
+    results |= {
+        "recipe": "arc_sft",
+        "command": "python recipes/arc_sft.py",
+        "args": {"adapter": "dora", "source": "hub"},
+        **judged_by,
+        "stages": [summarise(stage, **judged_by) for stage in stages],
+        "comparisons": [compare(*stages, **judged_by)],
     }
     return results | changes, [record for stage in stages for record in stage]
 
@@ -144,6 +181,54 @@ def test_report_tells_apart_what_the_warm_start_and_what_grpo_gave(tmp_path: Pat
     assert "Unfinished" not in text
 
 
+def test_report_of_supervised_training_shows_what_it_measured_and_nothing_else(tmp_path: Path) -> None:
+    results, completions = supervised_run("choice_reward")
+    metrics = [{"phase": "sft", "step": step, "loss": 2.0 / step, "num_tokens": 90.0 * step} for step in range(1, 9)]
+    page = report(tmp_path, results, metrics, completions)
+    text = re.sub(r"\s+", " ", page.text)
+    assert "Accuracy +75.0 points (95 % CI +55.0 to +90.0, p < 0.0001, n = 20): it learned." in text
+    before_and_after = (
+        "before after Accuracy, greedy 0.0 % 0.0 to 16.1 75.0 % 53.1 to 88.8 "
+        "Held-out loss, nats per token 2.000 2.000 to 2.000 1.000 1.000 to 1.000 Perplexity 7.39 2.72 "
+        "Truncated, of all 0.0 % 0.0 % Tokens, greedy 12 12 Likeliest option 0.900 0.700 Problems (n) 20 20"
+    )
+    assert before_and_after in text
+    differences = (
+        "SFT before → after Accuracy, greedy +75.0 points +55.0 to +90.0 Held-out loss, nats per token "
+        "-1.000 -1.000 to -1.000 Likeliest option -0.200 -0.200 to -0.200 "
+        "Newly solved 15 No longer solved 0 McNemar, exact p < 0.0001"
+    )
+    assert differences in text
+    assert "The loss is that of the gold answers" in text
+    assert "5 of 20 problems, chosen by rule: the 15 solved only after" in text
+    assert text.count("✓ correct") == text.count("✗ wrong") == 5
+    for word in ("GRPO", "sampled", "Format", "blocks", "Reward", "reward", "not measured"):
+        assert word not in text, word
+    assert "<figcaption>SFT: loss</figcaption>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("figure") == 1
+    assert "trainable 4,884,480 of 139,399,488 parameters (3.5 %) saved weights 18.69 MiB speed 488 tokens/s" in text
+
+
+def test_where_no_answer_is_right_the_report_judges_by_the_loss(tmp_path: Path) -> None:
+    results, completions = supervised_run(None)
+    for record in completions:
+        record["scores"].pop("choice_reward")
+    results["training"] = dict.fromkeys(results["training"])
+    text = re.sub(r"\s+", " ", report(tmp_path, results, [], completions).text)
+    assert "Held-out loss -1.000 nats/token (95 % CI -1.000 to -1.000, n = 20): it learned." in text
+    assert "The first 5 of 20 problems." in text
+    for word in ("Accuracy", "McNemar", "solved", "ungraded", "correct", "wrong", "tokens/s"):
+        assert word not in text, word
+
+
+def test_no_right_answer_and_no_change_is_no_reason_to_look_for_reasons(tmp_path: Path) -> None:
+    results, completions = supervised_run(None)
+    results["comparisons"][0]["loss"] = {"delta": 0.1, "ci95": [-0.1, 0.3]}
+    text = report(tmp_path, results, steps(20, frac_reward_zero_std=0.9), completions).text
+    assert "no measurable change" in text
+    assert "may explain" not in text
+
+
 def test_report_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:
     results, completions = run(*LEARNED)
     page = report(tmp_path, results, steps(30), completions)
@@ -189,6 +274,7 @@ def test_every_curve_with_data_is_drawn_and_no_other(tmp_path: Path) -> None:
     ]
     assert titles([]) == []
     assert titles([{"phase": "grpo", "step": 1, "reward": 0.5, "kl": 0.1}]) == ["Reward, weighted total"]
+    assert titles([{"phase": "sft", "step": 1, "loss": 0.5}]) == ["Sft: loss"]  # this recipe's method is GRPO
     assert titles([{"phase": "grpo", "step": 1, "reward": value} for value in (None, "?", float("nan"))]) == []
 
 
@@ -257,6 +343,9 @@ def test_problems_gained_and_lost_take_turns_and_unchanged_ones_fill_up() -> Non
     assert [record["stage"] for record in chosen[0]] == ["before", "after"]
     assert how.startswith("5 of 8 problems, chosen by rule: the 4 solved only after and the 1 solved only before")
 
+    chosen, how = pick_problems(before + after, ["before", "after"], None)
+    assert ([row[0]["index"] for row in chosen], how) == ([0, 1, 2, 3, 4], "The first 5 of 8 problems.")
+
     unchanged, how = pick_problems(before[:8] + records("after", [0.0, 1.0, 0.0, 0.0]), ["before", "after"])
     assert [row[0]["index"] for row in unchanged] == [0, 1, 2, 3]
     assert how.endswith("(3 never, 1 always solved).")
@@ -315,6 +404,45 @@ def test_model_card_code_is_python(tmp_path: Path) -> None:
     for block in blocks:
         ast.parse(block)
     assert "load_in_4bit=True" in blocks[0]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "tags", "library", "begins", "loads"),
+    [
+        ("qlora", ["qlora", "unsloth"], "peft", "A LoRA adapter over 4-bit weights (QLoRA) for `", "load_in_4bit=True"),
+        ("dora", ["dora", "unsloth"], "peft", "A DoRA adapter for `", "load_in_4bit=False"),
+        ("prefix-tuning", ["prefix-tuning"], "peft", "A prefix-tuning adapter (virtual keys", "PeftModel"),
+        ("full", ["full-fine-tuning"], "transformers", "All weights of `", 'from_pretrained("path/to/this/folder")'),
+    ],
+)
+def test_model_card_says_what_was_trained_and_how_to_load_it(
+    tmp_path: Path, adapter: str, tags: list[str], library: str, begins: str, loads: str
+) -> None:
+    results, _ = supervised_run("choice_reward", args={"adapter": adapter})
+    write_model_card(tmp_path / "README.md", results)
+    _, front, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert yaml.safe_load(front)["tags"] == [*tags, "trl", "sft", "tunebook"]
+    assert yaml.safe_load(front)["library_name"] == library
+    assert f"\n{begins}" in text
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    for block in blocks:
+        ast.parse(block)
+    assert loads in blocks[0]
+    assert ("unsloth" in text.lower()) == ("unsloth" in tags)
+    assert ("PeftModel" in text) == (library == "peft")
+    assert "Dataset `arc`, method SFT, training 4,884,480 of 139,399,488 parameters (3.5 %)." in text
+    assert "| Likeliest option | 0.900 | 0.700 |" in text
+    for word in ("GRPO", "sampled", "answer block", "system prompt"):
+        assert word not in text, word
+
+
+def test_model_card_of_a_loss_claims_no_answers(tmp_path: Path) -> None:
+    results, _ = supervised_run(None)
+    write_model_card(tmp_path / "README.md", results)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "**Held-out loss -1.000 nats/token" in text
+    assert "No answer was judged right or wrong" in text
+    assert "McNemar" not in text
 
 
 def test_model_card_keeps_a_local_folder_to_itself_and_a_real_source_unblemished(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from eval.sampling import Completion, Messages, ModelSampler, evaluate, score
+from rewards.qa import choice_reward
 
 QUESTIONS = ["a long question, longer than the others", "short?", "of middle length?"]
 
@@ -111,6 +112,54 @@ def test_seeds_are_the_same_at_every_stage_and_never_twice_in_one(dataset: Any) 
     seeds = [call["seed"] + i for call in before.calls for i in range(len(call["questions"]))]
     assert seeds == [*range(7, 7 + 9)]
     assert before.calls != other.calls
+
+
+def test_rewards_get_every_column_but_the_prompt_and_what_training_imitates() -> None:
+    from datasets import Dataset
+
+    rows = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": letter}] for letter in "BA"],
+            "completion": [[{"role": "assistant", "content": letter}] for letter in "BB"],
+            "question": ["one", "two"],
+            "answer": ["B", "B"],
+            "options": [["cold", "heat"], ["up", "down"]],
+        }
+    )
+    given: list[set[str]] = []
+
+    def columns_reward(completions: list[Messages], **kwargs: Any) -> list[float]:
+        given.append(set(kwargs))
+        return [0.5] * len(completions)
+
+    echo = ScriptedSampler(9, lambda question, temperature: question)
+    settings = {"stage": "before", "samples": 0, "temperature": 0.0, "max_tokens": 8, "seed": 1}
+    records = evaluate(echo, rows, [choice_reward, columns_reward], [1.0, 0.0], **settings)
+    assert given == [{"question", "answer", "options"}]
+    assert [record["scores"] for record in records] == [
+        {"choice_reward": 1.0, "columns_reward": 0.5},
+        {"choice_reward": 0.0, "columns_reward": 0.5},
+    ]
+
+
+def test_extra_figures_join_the_greedy_record_and_no_reward(dataset: Any) -> None:
+    def likelihood(rows: Any) -> list[dict[str, float | None]]:
+        assert rows is dataset
+        return [{"likeliest": len(gold) / 10, "nll": None, "nll_tokens": 2} for gold in rows["answer"]]
+
+    plain = run(ScriptedSampler(2), dataset)
+    records = run(ScriptedSampler(2), dataset, extra=likelihood)
+    for before, record in zip(plain, records, strict=True):
+        if record["kind"] == "greedy":
+            gold = record["gold"]
+            before["scores"]["likeliest"] = len(gold) / 10
+            before |= {"nll": None, "nll_tokens": 2}
+        assert record == before
+
+
+def test_extra_figures_must_be_of_every_problem(dataset: Any) -> None:
+    with pytest.raises(ValueError):
+        run(ScriptedSampler(9), dataset, extra=lambda rows: [{"likeliest": 1.0}] * 2)
 
 
 def test_no_samples_means_greedy_only(dataset: Any) -> None:
