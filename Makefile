@@ -8,7 +8,7 @@ PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --
 READY  := .venv/.ready-$(DEVICE)
 PEER   := .venv-trl112
 
-.PHONY: help setup demo test setup-vllm test-vllm bench lint lock clean
+.PHONY: help setup demo test test-real setup-vllm test-vllm bench lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -19,7 +19,10 @@ demo: setup ## run the main job on the embedded model: no GPU, no downloads; ARG
 	.venv/bin/python recipes/gsm8k_grpo.py $(ARGS)
 
 test: setup ## run every test of the default environment
-	.venv/bin/python -m pytest -m "not vllm"
+	.venv/bin/python -m pytest -m "not vllm and not real_rows"
+
+test-real: setup ## read full datasets: ROWS=FOLDER with gsm8k_train.jsonl and ai2_arc_challenge_train.jsonl
+	TUNEBOOK_REAL_ROWS="$(ROWS)" .venv/bin/python -m pytest -m real_rows
 
 setup-vllm: .venv/.ready-vllm-$(DEVICE) ## add vLLM to .venv (without a GPU: a community build)
 

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 
 
-def completion_nll(model: Any, tokenizer: Any, dataset: "Dataset", *, batch_size: int = 8) -> list[dict[str, float]]:
+def completion_nll(
+    model: Any, tokenizer: Any, dataset: "Dataset", *, max_length: int | None = None, batch_size: int = 8
+) -> list[dict[str, float]]:
     """Negative log-likelihood of every `completion` after its `prompt`, the end of the turn included.
 
-    Returns one dict a row: "nll", in nats, summed over the completion's tokens, and "nll_tokens", their number.
-    exp(sum / sum) over rows is the perplexity. Raises ValueError where the template writes a completion that does
-    not begin with the prompt, so that no token can be said to be the completion's.
+    Rows are cut at `max_length` tokens, as in training. Returns one dict a row: "nll", in nats, summed over the
+    completion's tokens, and "nll_tokens", their number; exp(sum / sum) over rows is the perplexity. Raises ValueError
+    where the template writes a completion that does not begin with the prompt, so that no token can be said to be the
+    completion's.
     """
     import torch
 
@@ -31,7 +34,7 @@ def completion_nll(model: Any, tokenizer: Any, dataset: "Dataset", *, batch_size
                 f"the chat template of {tokenizer.name_or_path} changes the prompt when an answer follows it: its "
                 "loss over the answer alone cannot be measured"
             )
-        rows.append((whole, len(start)))
+        rows.append((whole[:max_length], len(start)))
     scores: list[dict[str, float]] = [{}] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))  # a batch pads to its longest row
     for at in range(0, len(order), batch_size):

@@ -5,7 +5,7 @@ A stage is a list of records, one for every completion, and is what `eval.metric
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -146,7 +146,7 @@ def evaluate(
     temperature: float,
     max_tokens: int,
     seed: int,
-    extra: "Callable[[Dataset], list[dict[str, float | None]]] | None" = None,
+    extra: "Callable[[Dataset], Sequence[Mapping[str, float | None]]] | None" = None,
 ) -> list[dict[str, Any]]:
     """Complete every problem greedily once and `samples` times at `temperature`, and grade it all.
 

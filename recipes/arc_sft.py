@@ -9,7 +9,7 @@ Deviations from common practice and from TRL's defaults:
 5. Two figures, both without a judge: the letter that the model writes, and the letter that it finds likeliest.
 
     python recipes/arc_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
-    python recipes/arc_sft.py                                         # without a GPU: SmolLM2-135M, our own questions
+    python recipes/arc_sft.py                                         # without a GPU: SmolLM2, our own rows
     python -m eval.adapters --dataset arc                             # all of them, side by side
 
 Not yet measured. GPU: that path has not been run.
@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -109,7 +110,7 @@ def sft_config(args: Args, run: Run) -> object:
     )
 
 
-def likelihoods(model: object, tokenizer: object, test: object) -> list[dict[str, float | None]]:
+def likelihoods(model: Any, tokenizer: Any, test: Any) -> list[dict[str, float]]:
     """Beside the letter written: is the gold letter the likeliest, and what does the gold answer cost?"""
     letters = [list(LETTERS[: len(options)]) for options in test["options"]]
     odds = option_logprobs(model, tokenizer, test["prompt"], letters)

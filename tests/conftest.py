@@ -1,6 +1,7 @@
 """What several tests share: Unsloth imported first, the tiny random model, and a nano model that can learn."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,14 @@ DIGITS = [str(digit) for digit in range(10)]
 # How far the nano model's pre-training counts on from the prompt. One in ten is the successor; the rest makes it
 # look at the prompt, without which a reward could not teach it in seconds.
 STEPS = [1, 3, 3, 3, 5, 5, 5, 5, 8, 8]
+
+
+@pytest.fixture
+def real_rows() -> Callable[[str], str]:
+    """`real_rows(name)`: the path of a full dataset's file in the folder that TUNEBOOK_REAL_ROWS names."""
+    folder = os.environ.get("TUNEBOOK_REAL_ROWS")
+    assert folder, "TUNEBOOK_REAL_ROWS names no folder: run `make test-real ROWS=FOLDER`"
+    return lambda name: str(Path(folder).resolve() / name)
 
 
 @pytest.fixture(scope="session")

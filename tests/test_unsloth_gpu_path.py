@@ -1,4 +1,4 @@
-"""The recipe's configs against the trainers as Unsloth rewrites them on a GPU, without a GPU.
+"""The recipes' configs against the trainers as Unsloth rewrites them on a GPU, without a GPU.
 
 On a GPU Unsloth replaces TRL's configs by generated subclasses with defaults of its own. A field that the
 recipe writes must arrive; a field it does not write must mean the same on both, or stand below with the reason
@@ -17,8 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 SCRIPT = """
-import dataclasses, json, os
-from types import SimpleNamespace
+import dataclasses, importlib, json, sys
 
 import unsloth
 from unsloth.models.rl import patch_trl_rl_trainers
@@ -50,6 +49,8 @@ for name, build in (
     ("SFTConfig", lambda: gsm8k_grpo.warm_start_config(args, run)),
     ("GRPOConfig", lambda: gsm8k_grpo.grpo_config(args, run, "model")),
     ("GRPOConfig with vLLM", lambda: gsm8k_grpo.grpo_config(args, run, "vllm")),
+    *((f"SFTConfig of {name}", lambda m=importlib.import_module(f"recipes.{name}"): m.sft_config(m.Args(), run))
+      for name in sys.argv[1:]),
 ):
     rewritten = getattr(trl, name.split()[0])
     stock = rewritten.__mro__[1]  # the class that the generated one, of the same name, was made from
@@ -92,7 +93,8 @@ HARMLESS = {
     "unsloth_num_chunks": "Unsloth's knob, at its default",
     "vllm_sampling_params": "Unsloth's knob, unset",
 }
-NAMES = ("SFTConfig", "GRPOConfig", "GRPOConfig with vLLM")
+SFT_RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*_sft.py"))
+NAMES = ("SFTConfig", "GRPOConfig", "GRPOConfig with vLLM", *(f"SFTConfig of {name}" for name in SFT_RECIPES))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dic
     """By config: the fields that the recipe wrote, and the values of all fields, rewritten and stock."""
     folder = tmp_path_factory.mktemp("gpu_path")  # Unsloth writes the rewritten trainers into it
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT, *SFT_RECIPES],
         cwd=folder,
         env=os.environ | {"UNSLOTH_ALLOW_CPU": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Every linear layer of a Llama-like decoder block, the usual LoRA targets."""
 
+OPT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""Every linear layer of an OPT decoder block."""
+
 FUSED_PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 """The same in a `phi3` checkpoint, which stores q, k, v and gate, up as one matrix each."""
 
@@ -28,7 +31,7 @@ NF4_BYTES_PER_WEIGHT = 0.516
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of a Llama-like decoder: RMSNorm, gated MLP, grouped-query attention."""
+    """The sizes of a Llama-like decoder (RMSNorm, gated MLP, grouped-query attention), or of OPT's."""
 
     layers: int
     hidden: int
@@ -44,6 +47,8 @@ class Shape:
     """A norm over each head's queries and keys: Gemma 3, Qwen3."""
     norms_per_layer: int = 2
     """Gemma 3 has four: before and after each of attention and MLP."""
+    positions: int = 0
+    """Learned positions, which only OPT has. With them come a plain MLP, and a bias in every layer and norm."""
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of every projection of one layer, under its separate and its fused names."""
@@ -54,6 +59,9 @@ class Shape:
             "v_proj": (self.hidden, keys),
             "qkv_proj": (self.hidden, queries + 2 * keys),
             "o_proj": (queries, self.hidden),
+            "out_proj": (queries, self.hidden),
+            "fc1": (self.hidden, self.intermediate),
+            "fc2": (self.intermediate, self.hidden),
             "gate_proj": (self.hidden, self.intermediate),
             "up_proj": (self.hidden, self.intermediate),
             "gate_up_proj": (self.hidden, 2 * self.intermediate),
@@ -63,13 +71,19 @@ class Shape:
     def linear_weights(self) -> int:
         """Weights in the projections of all layers: what 4-bit loading quantises (not the output head)."""
         linear = self.linear()
-        return self.layers * sum(linear[name][0] * linear[name][1] for name in PROJECTIONS)
+        names = OPT_PROJECTIONS if self.positions else PROJECTIONS
+        return self.layers * sum(linear[name][0] * linear[name][1] for name in names)
 
     def other_weights(self) -> int:
         """Embeddings, output head, norms and biases: what stays in 16 bits."""
         norms = self.norms_per_layer * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         biases = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
         embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
+        if self.positions:
+            linear = self.linear()
+            norms *= 2
+            biases = sum(linear[name][1] for name in OPT_PROJECTIONS)
+            embeddings += (self.positions + 1) * self.hidden  # + 1: the last norm's bias
         return embeddings + self.layers * (norms + biases) + self.hidden
 
 
@@ -147,6 +161,17 @@ PHI4_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
+
+OPT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}"
+    "{% elif message['role'] == 'user' %}Human: {{ message['content'] }}{% else %}{{ message['content'] }}{% endif %}"
+    "{% if not loop.last or message['role'] != 'assistant' %}{{ '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""OPT has no template of its own. One `</s>` begins a text, as in its pre-training, and one ends each answer: it is
+the model's only mark for both, and an answer without it would never stop. No space after the last colon, since a word's
+space belongs to its token."""
 
 MODELS = {
     spec.alias: spec
@@ -248,6 +273,27 @@ MODELS = {
                 tied_embeddings=True,
                 qk_norm=True,
                 norms_per_layer=4,
+            ),
+        ),
+        ModelSpec(
+            alias="opt-1.3b",
+            hub_id="facebook/opt-1.3b",
+            context=2048,
+            lora_targets=OPT_PROJECTIONS,
+            chat_template=OPT_TEMPLATE,
+            eos_token="</s>",
+            pad_token="<pad>",
+            licence="OPT (no commercial use)",
+            shape=Shape(
+                layers=24,
+                hidden=2048,
+                heads=32,
+                kv_heads=32,
+                head_dim=64,
+                intermediate=8192,
+                vocab=50_272,
+                tied_embeddings=True,
+                positions=2050,  # two more than the context
             ),
         ),
         ModelSpec(
@@ -355,7 +401,8 @@ def _local_spec(folder: Path) -> ModelSpec:
         alias=folder.resolve().name,
         hub_id=str(folder),
         context=config.get("max_position_embeddings"),
-        lora_targets=FUSED_PROJECTIONS if config["model_type"] == "phi3" else PROJECTIONS,
+        lora_targets={"phi3": FUSED_PROJECTIONS, "opt": OPT_PROJECTIONS}.get(config["model_type"], PROJECTIONS),
+        chat_template=OPT_TEMPLATE if config["model_type"] == "opt" else None,
         fp16_unsafe=config["model_type"].startswith("gemma"),
         shape=_shape_from_config(config),
     )

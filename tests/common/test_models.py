@@ -23,6 +23,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
         ("llama-3.1-8b", 8_030_261_248, 5.31, 14.96, 131_072),
         ("gemma-3-1b", 999_885_952, 0.90, 1.86, 26_624),
         ("smollm2-135m", 134_515_008, 0.10, 0.25, 23_040),
+        ("opt-1.3b", 1_315_758_080, 0.78, 2.45, 196_608),
     ],
 )
 def test_sizes_are_the_published_ones(alias, parameters, nf4_gib, bf16_gib, kv_bytes):
@@ -65,9 +66,9 @@ def test_table_is_consistent():
     for alias, spec in MODELS.items():
         assert alias == spec.alias == alias.lower()
         assert spec.hub_id.count("/") == 1 and spec.context and spec.licence
-        assert spec.embedded or spec.unsloth_4bit_id.startswith("unsloth/")
+        assert spec.embedded or alias == "opt-1.3b" or spec.unsloth_4bit_id.startswith("unsloth/")
         assert spec.pad_token is None or spec.pad_token != spec.eos_token
-        assert spec.lora_targets == models.PROJECTIONS
+        assert spec.lora_targets == (models.OPT_PROJECTIONS if alias == "opt-1.3b" else models.PROJECTIONS)
     assert [alias for alias, spec in MODELS.items() if spec.fp16_unsafe] == ["gemma-3-1b"]
     assert [alias for alias, spec in MODELS.items() if spec.embedded] == ["smollm2-135m"]
 

@@ -78,6 +78,7 @@ class ScriptedTrainer:
         self.args = SimpleNamespace(output_dir=str(run.checkpoints("grpo")), max_steps=steps)
         self.state = SimpleNamespace(global_step=0, max_steps=steps)
         self.model = SimpleNamespace(parameters=list, named_parameters=list)
+        self.accelerator = SimpleNamespace(unwrap_model=lambda model, keep_fp32_wrapper: model)
         self.run, self.stop_at, self.began_from = run, stop_at or steps, "nowhere"
 
     def remove_callback(self, callback: Any) -> None: ...

@@ -10,7 +10,6 @@ import pytest
 from data import arc
 from data.prompts import CHOICE_INSTRUCTION
 
-REAL_ROWS = Path(__file__).resolve().parents[3] / "shared" / "data" / "ai2_arc_challenge_train.jsonl"
 MATERIALS = ["wool", "copper", "rubber", "glass", "wood"]
 
 
@@ -137,8 +136,8 @@ def test_the_parts_of_the_sample_share_no_question():
     assert not set(train) & set(test)
 
 
-@pytest.mark.skipif(not REAL_ROWS.exists(), reason="the full set lies on developers' machines only")
-def test_every_real_row_is_read(capsys):
-    parts = [arc.load(split, source=str(REAL_ROWS)) for split in ("train", "test")]
+@pytest.mark.real_rows
+def test_every_real_row_is_read(capsys, real_rows):
+    parts = [arc.load(split, source=real_rows("ai2_arc_challenge_train.jsonl")) for split in ("train", "test")]
     assert [len(part) for part in parts] == [998, 120]
     assert capsys.readouterr().out.count("1 of 1,119 rows repeat an earlier question and options") == 2

@@ -15,7 +15,6 @@ from rewards import tags
 from rewards.numeric import grade_number
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-REAL_ROWS = REPOSITORY.parent / "shared" / "data" / "gsm8k_train.jsonl"
 
 
 def raw_row(number: int, gold: str = "4", steps: str = "They make 2+2=<<2+2=4>>4.\n") -> dict[str, str]:
@@ -349,9 +348,9 @@ def test_without_the_hub_the_way_out_is_named(tmp_path):
 # The real rows
 
 
-@pytest.mark.skipif(not REAL_ROWS.exists(), reason="the full set lies on developers' machines only")
-def test_every_real_row_is_read_and_makes_a_worked_example(capsys):
-    parts = [gsm8k.load(split, source=str(REAL_ROWS)) for split in ("train", "test")]
+@pytest.mark.real_rows
+def test_every_real_row_is_read_and_makes_a_worked_example(capsys, real_rows):
+    parts = [gsm8k.load(split, source=real_rows("gsm8k_train.jsonl")) for split in ("train", "test")]
     assert sum(len(part) for part in parts) == 7473
     assert capsys.readouterr().out == ""
     rows = [row for part in parts for row in part.to_list()]
