@@ -108,10 +108,10 @@ def summarise(
     is missing or not finite, a loss over no tokens, and a stage in which no problem could be judged.
     """
     name = _stage_name(records)
-    rates = _rates(records, correct, format)
+    rates = problem_rates(records, correct, format)
     greedy = [record for record in records if record["kind"] == "greedy"]
     sampled = [record for record in records if record["kind"] == "sampled"]
-    solved, formatted, losses = rates["accuracy"].values(), rates["format_rate"].values(), _losses(records)
+    solved, formatted, losses = rates["accuracy"].values(), rates["format_rate"].values(), problem_losses(records)
     judged = len(solved) if correct else len(losses)
     if not judged:
         raise ValueError(
@@ -161,9 +161,9 @@ def compare(
     `summarise`.
     """
     names = _stage_name(before), _stage_name(after)
-    _require_same_problems(before, after, names)
-    old, new = _rates(before, correct, format), _rates(after, correct, format)
-    old_losses, new_losses = _losses(before), _losses(after)
+    require_same_problems(before, after, names)
+    old, new = problem_rates(before, correct, format), problem_rates(after, correct, format)
+    old_losses, new_losses = problem_losses(before), problem_losses(after)
     losses = []
     for index in sorted(old_losses.keys() & new_losses.keys()):
         (old_nats, tokens), (new_nats, new_tokens) = old_losses[index], new_losses[index]
@@ -270,7 +270,7 @@ def format_p(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
-def _rates(records: Sequence[Record], correct: str | None, format: str | None) -> dict[str, dict[int, float]]:
+def problem_rates(records: Sequence[Record], correct: str | None, format: str | None) -> dict[str, dict[int, float]]:
     """Every measure as {problem index: mean over its records}; problems without a graded one are absent."""
 
     def per_problem(kind: str, measure: Callable[[Record], float | None]) -> dict[int, float]:
@@ -296,7 +296,7 @@ def _rates(records: Sequence[Record], correct: str | None, format: str | None) -
     }
 
 
-def _losses(records: Sequence[Record]) -> dict[int, tuple[float, float]]:
+def problem_losses(records: Sequence[Record]) -> dict[int, tuple[float, float]]:
     """{problem index: (nats, tokens)} of the gold completions that were measured."""
     losses = {}
     for record in records:
@@ -359,7 +359,7 @@ def _stage_name(records: Sequence[Record]) -> str:
     return name
 
 
-def _require_same_problems(before: Sequence[Record], after: Sequence[Record], names: tuple[str, str]) -> None:
+def require_same_problems(before: Sequence[Record], after: Sequence[Record], names: tuple[str, str]) -> None:
     old, new = ({record["index"]: (record["question"], record["gold"]) for record in side} for side in (before, after))
     differing = sorted(index for index in old.keys() | new.keys() if old.get(index) != new.get(index))
     if differing:

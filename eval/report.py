@@ -94,7 +94,7 @@ def write_report(
     stages, comparisons, whole = results["stages"], results["comparisons"], _whole(results)
     problems, choice = pick_problems(completions, [stage["name"] for stage in stages], results["correct"])
     memory = {kind: gib for kind, gib in results["peak_memory_gib"].items() if gib is not None}
-    page = _template("report.html.j2").render(
+    page = page_template("report.html.j2").render(
         results=results,
         verdict=headline(results),
         unfinished=_unfinished(results),
@@ -116,7 +116,7 @@ def write_model_card(path: Path, results: Mapping[str, Any]) -> None:
     """Write the adapter's model card (Markdown with the hub's YAML front matter) to `path`, atomically."""
     dataset, _, method = results["recipe"].rpartition("_")
     base_model, kind = results["base_model"], results["args"].get("adapter", "lora")
-    card = _template("model_card.md.j2").render(
+    card = page_template("model_card.md.j2").render(
         results=results,
         verdict=headline(results),
         unfinished=_unfinished(results),
@@ -433,7 +433,7 @@ def _smoothed(values: Sequence[float], reach: int) -> list[float]:
     return [sum(run) / len(run) for run in runs]
 
 
-def _template(name: str) -> Any:
+def page_template(name: str) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
