@@ -61,6 +61,6 @@ def test_a_recipe_runs_whole_with_an_adapter(
 def test_smoke(name: str, adapter: Adapter, tmp_path: Path) -> None:
     """Starts, stops, resumes and ends in a process of its own."""
     command = [sys.executable, f"recipes/{name}.py", "--smoke", "--adapter", adapter, "--output-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("goes on") >= 1 and "Report:" in done.stdout
