@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from recipes.common import machine
 from recipes.common.models import ModelSpec, repair_tokenizer, weights_source
+from recipes.common.rollouts import contiguous_head
 
 Adapter = Literal["qlora", "lora", "dora", "p-tuning", "prefix-tuning", "prompt-tuning", "full"]
 PROMPT_LEARNING = ("p-tuning", "prefix-tuning", "prompt-tuning")
@@ -40,8 +41,17 @@ def load(
         virtual_tokens: of the prompt-learning adapters.
         seed: of the adapter's initial weights.
     """
-    if adapter in PROMPT_LEARNING:
-        return _prompt_learning(adapter, spec, virtual_tokens, seed)
+    model, tokenizer = (
+        _prompt_learning(adapter, spec, virtual_tokens, seed)
+        if adapter in PROMPT_LEARNING
+        else _through_unsloth(adapter, spec, max_seq_length, rank, seed)
+    )
+    if not machine.has_gpu():
+        contiguous_head(model)
+    return model, tokenizer
+
+
+def _through_unsloth(adapter: Adapter, spec: ModelSpec, max_seq_length: int, rank: int, seed: int) -> tuple[Any, Any]:
     from unsloth import FastLanguageModel
 
     in_4bit = adapter == "qlora"
