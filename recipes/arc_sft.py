@@ -12,7 +12,9 @@ Deviations from common practice and from TRL's defaults:
     python recipes/arc_sft.py                                         # without a GPU: SmolLM2, our own rows
     python -m eval.adapters --dataset arc                             # all of them, side by side
 
-Not yet measured. GPU: that path has not been run.
+SmolLM2, two CPU cores, LoRA, 3 min, 4.7 GB, n = 120 of the real train rows, 2026-11-22: accuracy 25.0 -> 25.8 % (+0.8
+points, 95 % CI -10.0 to +11.7), which is chance; loss of the held-out answers 2.79 -> 0.47. It learnt to answer with a
+letter and to stop (cut off: 72.5 -> 0 %), and no science. No GPU has run this yet.
 """
 
 import sys
