@@ -1,7 +1,7 @@
 """Adapter fine-tuning on ARC-Challenge: a model learns to answer school science questions with a letter.
 
 Deviations from common practice and from TRL's defaults:
-1. The loss is taken over the letter and the end of the turn alone: 2 tokens of some 90.
+1. The loss is taken over the letter and the end of the turn alone, 3 tokens of 100 (SmolLM2, median).
 2. Each adapter has the learning rate that suits it. At LoRA's 2e-4, the prompt-learning ones do not learn, which is why
    many comparisons of them are unfair.
 3. LoRA, QLoRA and DoRA share one rank and every projection; alpha is the rank, so the update is not scaled.
@@ -54,7 +54,7 @@ class Args:
     source: str = "hub"
     """hub (allenai/ai2_arc, Challenge), sample (96 questions of our own), or a .jsonl or .parquet in ARC's schema"""
     max_length: int = 512
-    """Longest row in tokens; ARC-Challenge's longest question with its options has about 250"""
+    """Longest row in tokens; the longest of 500 ARC-Challenge train rows has 217 in SmolLM2's"""
     # Adapter
     lora_rank: int = 16
     """Rank of LoRA, QLoRA and DoRA; alpha is the same"""

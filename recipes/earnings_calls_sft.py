@@ -1,7 +1,7 @@
 """Adapter fine-tuning on earnings calls: a model learns to find the figure that a company named for its quarter.
 
 Deviations from common practice and from TRL's defaults:
-1. Only questions whose answer states one figure are used, and the figure alone is learnt: 2 to 8 tokens.
+1. Only questions whose answer states one figure are used, and the figure alone is learnt.
 2. Each adapter has the learning rate that suits it. At LoRA's 2e-4, the prompt-learning ones do not learn, which is why
    many comparisons of them are unfair.
 3. LoRA, QLoRA and DoRA share one rank and every projection; alpha is the rank, so the update is not scaled.
@@ -38,7 +38,7 @@ from recipes.common.supervision import audit
 from rewards.qa import figure_reward
 
 REWARDS: list[Reward] = [figure_reward]
-MAX_ANSWER = 24  # tokens; a figure has at most some ten
+MAX_ANSWER = 24  # tokens; a figure needs no more
 LEARNING_RATES: dict[Adapter, float] = {
     "lora": 2e-4, "qlora": 2e-4, "dora": 2e-4, "full": 2e-5,
     "prompt-tuning": 2e-2, "prefix-tuning": 5e-3, "p-tuning": 1e-3,
@@ -56,7 +56,7 @@ class Args:
     source: str = "hub"
     """hub (lamini/earnings-calls-qa, streamed), sample (48 rows of our own), or a .jsonl or .parquet in its schema"""
     train_rows: int = 4000
-    """Rows read for training; the set has about 860,000 in one file, and half of them state no figure"""
+    """Rows read for training; the set has about 860,000 in one file, and a third state one figure"""
     passage_tokens: int = 640
     """Budget in tokens for the passages of one prompt"""
     max_length: int = 896
@@ -70,7 +70,7 @@ class Args:
     learning_rate: float | None = None
     """Falling to 0; None takes the adapter's own from LEARNING_RATES"""
     max_steps: int = 250
-    """Updates: 250 x 16 rows are two epochs of those rows that state a figure"""
+    """Updates: 250 x 16 rows are three epochs, where a third of the rows read state one figure"""
     batch_size: int = 16
     """Rows per update"""
     # Supervision

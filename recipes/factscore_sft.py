@@ -38,7 +38,7 @@ from recipes.common.supervision import audit
 from rewards.qa import f1_reward
 
 REWARDS: list[Reward] = [f1_reward]
-MAX_ANSWER = 96  # tokens of a completion; the answers have at most some 60 words
+MAX_ANSWER = 96  # tokens of a completion; most answers have at most 60 words
 LEARNING_RATES: dict[Adapter, float] = {
     "lora": 2e-4, "qlora": 2e-4, "dora": 2e-4, "full": 2e-5,
     "prompt-tuning": 2e-2, "prefix-tuning": 5e-3, "p-tuning": 1e-3,
