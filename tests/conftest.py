@@ -1,6 +1,7 @@
 """What several tests share: Unsloth imported first, the tiny random model, and a nano model that can learn."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,21 @@ def real_rows() -> Callable[[str], str]:
     folder = os.environ.get("TUNEBOOK_REAL_ROWS")
     assert folder, "TUNEBOOK_REAL_ROWS names no folder: run `make test-real ROWS=FOLDER`"
     return lambda name: str(Path(folder).resolve() / name)
+
+
+@pytest.fixture(scope="session")
+def is_fast() -> Callable[[Callable[[], object]], bool]:
+    """`is_fast(function)`: whether one of three calls takes under 50 ms of processor time; others may be busy."""
+
+    def is_fast(function: Callable[[], object]) -> bool:
+        for _ in range(3):
+            start = time.process_time()
+            function()
+            if time.process_time() - start < 0.05:
+                return True
+        return False
+
+    return is_fast
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +77,56 @@ def load_lora(unsloth: ModuleType) -> Any:
 def tiny(unsloth: ModuleType) -> Path:
     """Folder of the random model behind `--smoke`. It knows nothing and writes noise."""
     return tiny_folder()
+
+
+@pytest.fixture(scope="session")
+def preference_trainer(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`preference_trainer(method, tokenizer, rows, **settings)`: TRL's trainer for these pairs, on a model of nothing.
+
+    `method` is dpo, kto, reward, orpo or simpo; the rows, as a recipe's data module emits them, are tokenised for real.
+    """
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+    from trl.experimental import cpo, orpo
+
+    trainers: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "dpo": (trl.DPOTrainer, trl.DPOConfig, {}),
+        "kto": (trl.KTOTrainer, trl.KTOConfig, {}),
+        "reward": (trl.RewardTrainer, trl.RewardConfig, {}),
+        "orpo": (orpo.ORPOTrainer, orpo.ORPOConfig, {}),
+        "simpo": (cpo.CPOTrainer, cpo.CPOConfig, {"loss_type": "simpo", "cpo_alpha": 0.0}),
+    }
+    folder = str(tmp_path_factory.mktemp("preferences"))
+
+    def build(method: str, tokenizer: Any, rows: list[dict[str, Any]], **settings: Any) -> Any:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_labels=1,
+            initializer_range=0.5,  # at the usual 0.02 all tokens are about as likely, whatever came before
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        reward = method == "reward"
+        model = LlamaForSequenceClassification(config) if reward else LlamaForCausalLM(config)
+        lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS" if reward else "CAUSAL_LM")
+        trainer_class, config_class, defaults = trainers[method]
+        arguments = config_class(output_dir=folder, report_to="none", **defaults | settings)
+        return trainer_class(
+            model=get_peft_model(model, lora),
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+
+    return build
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def assert_nothing_looks_finished(output: Path) -> None:
     [
         (["--source", "smaple"], "did you mean sample"),
         (["--source", "sample", "--model", "smolm2-135m"], "did you mean smollm2-135m"),
-        (["--source", "sample", "--rollouts", "vllm"], "vLLM|4-bit"),
+        (["--source", "sample", "--rollouts", "vllm", "--load-in-4bit"], "vLLM|4-bit"),  # refused with and without vLLM
         (["--source", "sample", "--resume"], "found no run .* start one without --resume"),
     ],
 )

@@ -3,9 +3,7 @@
 Grouped by trick. A score that changes here is a change of what models are paid for: make it on purpose.
 """
 
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -342,18 +340,8 @@ HOSTILE = {
 }
 
 
-def is_fast(function: Callable[[], object]) -> bool:
-    """Whether one of three tries takes under 50 ms of processor time: the machine may be busy with others."""
-    for _ in range(3):
-        start = time.process_time()
-        function()
-        if time.process_time() - start < 0.05:
-            return True
-    return False
-
-
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_a_megabyte_of_hostile_text_costs_little(text: str) -> None:
+def test_a_megabyte_of_hostile_text_costs_little(text: str, is_fast: Any) -> None:
     flood = text * (MEGABYTE // len(text))
     for completion in (flood, thinking(flood), answering(flood), flood + IDEAL, IDEAL + flood):
         assert is_fast(lambda text=completion: parse(text))
