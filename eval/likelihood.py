@@ -20,30 +20,17 @@ def completion_nll(
 
     Rows are cut at `max_length` tokens, as in training. Returns one dict a row: "nll", in nats, summed over the
     completion's tokens, and "nll_tokens", their number; exp(sum / sum) over rows is the perplexity. Raises ValueError
-    where the template writes a completion that does not begin with the prompt, so that no token can be said to be the
-    completion's.
+    as `encode`.
     """
     import torch
 
-    rows = []
-    for prompt, completion in zip(dataset["prompt"], dataset["completion"], strict=True):
-        start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        whole = tokenizer.apply_chat_template([*prompt, *completion], return_dict=False)
-        if whole[: len(start)] != start:
-            raise ValueError(
-                f"the chat template of {tokenizer.name_or_path} changes the prompt when an answer follows it: its "
-                "loss over the answer alone cannot be measured"
-            )
-        rows.append((whole[:max_length], len(start)))
+    rows = encode(tokenizer, dataset, max_length)
     scores: list[dict[str, float]] = [{}] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))  # a batch pads to its longest row
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
-        logits = _logits(model, tokenizer, [rows[index][0] for index in batch])
-        for index, own in zip(batch, logits, strict=True):
-            ids, start_length = rows[index]
-            targets = torch.tensor(ids[start_length:], device=own.device)
-            predictions = own[start_length - 1 : len(ids) - 1].float().log_softmax(-1)
+    for batch in batches([ids for ids, _ in rows], batch_size):
+        for index, logits in zip(batch, forward(model, tokenizer, [rows[i][0] for i in batch]), strict=True):
+            ids, start = rows[index]
+            targets = torch.tensor(ids[start:], dtype=torch.long, device=logits.device)
+            predictions = logits[start - 1 : len(ids) - 1].float().log_softmax(-1)
             nll = -predictions.gather(1, targets[:, None]).sum().item()
             scores[index] = {"nll": nll, "nll_tokens": float(len(targets))}
     return scores
@@ -61,18 +48,41 @@ def option_logprobs(
     if longer := [option for option, ids in tokens.items() if len(ids) != 1]:
         raise ValueError(f"{longer[0]!r} is {len(tokens[longer[0]])} tokens of {tokenizer.name_or_path}, expected one")
     found: list[list[float]] = [[]] * len(encoded)
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
-        logits = _logits(model, tokenizer, [encoded[index] for index in batch])
-        for index, own in zip(batch, logits, strict=True):
-            logprobs = own[len(encoded[index]) - 1].float().log_softmax(-1)
+    for batch in batches(encoded, batch_size):
+        for index, logits in zip(batch, forward(model, tokenizer, [encoded[i] for i in batch]), strict=True):
+            logprobs = logits[len(encoded[index]) - 1].float().log_softmax(-1)
             found[index] = [logprobs[tokens[option][0]].item() for option in options[index]]
     return found
 
 
-def _logits(model: Any, tokenizer: Any, rows: list[list[int]]) -> Iterator["torch.Tensor"]:
-    """The logits (tokens, vocabulary) of every row, in evaluation mode; padding stands on the right."""
+def encode(tokenizer: Any, dataset: "Dataset", max_length: int | None) -> list[tuple[list[int], int]]:
+    """Token ids of every `prompt` with its `completion`, cut at `max_length`, and the prompt's length before the cut.
+
+    Raises ValueError where the template writes a completion that does not begin with the prompt, so that no token can
+    be said to be the completion's.
+    """
+    rows = []
+    for prompt, completion in zip(dataset["prompt"], dataset["completion"], strict=True):
+        start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template([*prompt, *completion], return_dict=False)
+        if whole[: len(start)] != start:
+            raise ValueError(
+                f"the chat template of {tokenizer.name_or_path} changes the prompt when an answer follows it: its "
+                "loss over the answer alone cannot be measured"
+            )
+        rows.append((whole[:max_length], len(start)))
+    return rows
+
+
+def batches(rows: Sequence[list[int]], size: int) -> Iterator[list[int]]:
+    """Indices of `rows` in batches of like lengths, shortest first: a batch pads to its longest row."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for at in range(0, len(order), size):
+        yield order[at : at + size]
+
+
+def forward(model: Any, tokenizer: Any, rows: list[list[int]]) -> "torch.Tensor":
+    """Logits (rows, tokens of the longest, vocabulary), in evaluation mode; padding stands on the right."""
     import torch
 
     longest = max(map(len, rows))
@@ -88,4 +98,4 @@ def _logits(model: Any, tokenizer: Any, rows: list[list[int]]) -> Iterator["torc
             logits = model(input_ids=ids, attention_mask=mask).logits
     finally:
         model.train(was_training)
-    yield from logits[:, -longest:]  # prompt learning puts its virtual tokens before them
+    return logits[:, -longest:]  # prompt learning puts its virtual tokens before them

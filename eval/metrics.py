@@ -16,30 +16,34 @@ is the problem: four samples of one problem are not four independent observation
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 Record = Mapping[str, Any]
 
+# The one score in which 0.5 is a tie, half a point. In any other it is partial credit, and only full marks count.
+PREFERENCE = "preference_accuracy"
 # With five pairs even a unanimous change has p = 2 / 2**5 = 0.06: below six no paired test can reach 0.05.
 MIN_PROBLEMS = 6
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: int) -> tuple[float, float]:
     """Wilson score interval (95 %) of `successes` out of `n`, both ends in [0, 1].
 
-    Unlike p ± 1.96 standard errors it keeps a sensible width at 0 and 1, where format rates live. Raises
+    Unlike p ± 1.96 standard errors it keeps a sensible width at 0 and 1, where format rates live. A tie is half a
+    success, and makes the interval wider than need be: ties vary less than a coin of the same mean. Raises
     ValueError unless 0 <= successes <= n and n >= 1. Source: Wilson (1927), J. Am. Stat. Assoc. 22:209.
 
     >>> low, high = wilson(8, 10)
     >>> round(low, 3), round(high, 3)
     (0.49, 0.943)
     """
-    from scipy.stats import binomtest
-
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wilson: expected n >= 1 and 0 <= successes <= n, got {successes} of {n}")
-    interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = NormalDist().inv_cdf(0.975)
+    centre = successes + z * z / 2
+    reach = z * math.sqrt(successes * (n - successes) / n + z * z / 4)
+    return max(0.0, (centre - reach) / (n + z * z)), min(1.0, (centre + reach) / (n + z * z))
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -91,8 +95,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Summarise the records of one stage in numbers ready for JSON; None where nothing was measured.
 
-    A problem is solved where its score named `correct` is 1.0, and a completion well formed where `format` is. Without
-    `correct` no answer is right or wrong, and the held-out loss is what the stage is judged by. Keys:
+    A problem is solved where its score named `correct` is 1.0, and a completion well formed where `format` is; of
+    `PREFERENCE`, 0.5 is half solved. Without `correct` no answer is right or wrong, and the held-out loss is what the
+    stage is judged by. Keys:
 
     - "name"; "n", the problems whose greedy record could be judged; "ungraded", those where it could not
     - "accuracy" with "ci95", "format_rate" with "format_ci95": shares of the greedy completions, Wilson
@@ -153,9 +158,10 @@ def compare(
 
     Returns "from", "to"; "measure", what decides: "accuracy", or "loss" without `correct`; "n", the problems with it
     on both sides; "accuracy": {"delta", "ci95", "p", "gained", "lost"} with the exact McNemar p of `gained` (wrong,
-    then right) against `lost`; "sampled_reward", "sampled_accuracy", "format_rate" and "loss" (nats per token):
-    {"delta", "ci95"}; "scores": the same for every score of both sides but `correct`, by name. Intervals are
-    bootstraps over problems: None over a single problem, as is every number for which nothing was measured.
+    then right) against `lost`: the sign test, where a preference may also move to a tie or away from one;
+    "sampled_reward", "sampled_accuracy", "format_rate" and "loss" (nats per token): {"delta", "ci95"}; "scores": the
+    same for every score of both sides but `correct`, by name. Intervals are bootstraps over problems: None over a
+    single problem, as is every number for which nothing was measured.
 
     Raises ValueError where the sides hold different problems or no problem was judged on both, and as
     `summarise`.
@@ -177,7 +183,7 @@ def compare(
     judged = len(solved) if correct else len(losses)
     if not judged:
         raise ValueError(f"stages {names[0]!r} and {names[1]!r}: no problem was graded in both")
-    gained, lost = solved.count(1.0), solved.count(-1.0)
+    gained, lost = sum(difference > 0 for difference in solved), sum(difference < 0 for difference in solved)
     # Four significant digits rather than decimals: 2e-7 is not 0.
     paired = {"p": float(f"{mcnemar(gained, lost):.4g}"), "gained": gained, "lost": lost}
     loss = _per_token(losses)
@@ -281,9 +287,11 @@ def problem_rates(records: Sequence[Record], correct: str | None, format: str | 
         return {index: sum(found) / len(found) for index, found in values.items()}
 
     def full_marks(name: str | None) -> Callable[[Record], float | None]:
+        points = {1.0: 1.0, 0.5: 0.5} if name == PREFERENCE else {1.0: 1.0}
+
         def measure(record: Record) -> float | None:
             score = _score(record, name) if name else None
-            return None if score is None else float(score == 1.0)
+            return None if score is None else points.get(score, 0.0)
 
         return measure
 
@@ -342,7 +350,7 @@ def _change(differences: Sequence[float]) -> dict[str, Any]:
 
 
 def _share_interval(marks: Collection[float]) -> list[float] | None:
-    return _rounded(wilson(int(sum(marks)), len(marks)) if marks else None)
+    return _rounded(wilson(sum(marks), len(marks)) if marks else None)
 
 
 def _stage_name(records: Sequence[Record]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from eval.metrics import (
+    PREFERENCE,
     bootstrap_mean,
     change,
     compare,
@@ -78,6 +79,12 @@ LOSS_ALONE: dict[str, Any] = {"correct": None, "format": None}
 )
 def test_wilson_agrees_with_published_values(successes: int, n: int, low: float, high: float) -> None:
     assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_takes_halves_and_stays_between_its_neighbours() -> None:
+    below, at, above = wilson(7, 10), wilson(7.5, 10), wilson(8, 10)
+    assert below[0] < at[0] < above[0] and below[1] < at[1] < above[1]
+    assert wilson(3.5, 7) == pytest.approx((1 - wilson(3.5, 7)[1], 1 - wilson(3.5, 7)[0]))
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
@@ -322,6 +329,41 @@ def test_a_gold_answer_of_other_tokens_is_not_compared() -> None:
         compare(measured("before", [(1.0, 2), (1.0, 8)]), measured("after", [(1.0, 2), (1.0, 9)]), **LOSS_ALONE)
     with pytest.raises(ValueError, match="no problem was graded in both"):
         compare(measured("before", [(1.0, 2), (None, 8)]), measured("after", [(None, 2), (1.0, 8)]), **LOSS_ALONE)
+
+
+def preferences(name: str, marks: list[float | None]) -> list[dict[str, Any]]:
+    return [record(index, None, stage=name, scores={PREFERENCE: mark}) for index, mark in enumerate(marks)]
+
+
+PREFERRED: dict[str, Any] = {"correct": PREFERENCE, "format": None}
+
+
+def test_a_tied_preference_is_half_a_point() -> None:
+    summary = summarise(preferences("before", [0.5] * 8 + [None]), **PREFERRED)
+    assert (summary["n"], summary["ungraded"], summary["accuracy"]) == (8, 1, 0.5)
+    assert summary["ci95"] == [round(end, 4) for end in wilson(4, 8)]
+    assert summarise(preferences("before", [1.0, 0.5, 0.0, 0.0]), **PREFERRED)["accuracy"] == 0.375
+
+
+def test_from_chance_to_a_preference_is_a_sign_test() -> None:
+    before = preferences("before", [0.5] * 12)
+    found = compare(before, preferences("after", [1.0] * 9 + [0.5] + [0.0] * 2), **PREFERRED)["accuracy"]
+    assert (found["gained"], found["lost"], found["delta"]) == (9, 2, 0.2917)  # (9 - 2) / 2 of 12
+    assert found["p"] == round(2 * (1 + 11 + 55) / 2**11, 5)
+    later = compare(
+        preferences("before", [0.0, 0.5, 1.0, 1.0]), preferences("after", [0.5, 1.0, 0.5, 1.0]), **PREFERRED
+    )
+    assert (later["accuracy"]["gained"], later["accuracy"]["lost"], later["accuracy"]["delta"]) == (2, 1, 0.125)
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [(PREFERENCE, 0.3), ("f1_reward", 0.2)])
+def test_partial_credit_is_no_point(name: str, accuracy: float) -> None:
+    records = [record(index, None, scores={name: mark}) for index, mark in enumerate([1.0, 0.7, 0.5, 0.3, 0.0])]
+    assert summarise(records, correct=name, format=name)["accuracy"] == accuracy
+
+
+def test_a_half_formed_completion_is_not_well_formed() -> None:
+    assert summarise([record(0, 1.0, form=0.5), record(1, 1.0)])["format_rate"] == 0.5
 
 
 def test_turning_a_comparison_round_turns_its_signs() -> None:

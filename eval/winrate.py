@@ -1,0 +1,161 @@
+"""How often a judge prefers the tuned model's response to the base model's, and how much of that is length.
+
+Judges like long answers, and preference training makes answers long. A win rate is therefore printed beside the mean
+length of both sides, and once more as it would be at equal length.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eval.metrics import bootstrap_mean
+
+# prefer(prompts, first, second): the probability that the first response is the better one, a number for each prompt.
+Prefer = Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[float]]
+
+MIN_PAIRS = 20  # below, two coefficients are little but ridge
+# Of 0.01, 0.1 and 1, tried on simulated pairs whose winner length all but decides: about half the variance of 0.01,
+# and less of the pull towards the plain rate than 1 (of 200 pairs with a plain rate of 0.93 and a true one of 0.50 at
+# equal length, 0.55 and not 0.66).
+RIDGE = 0.1
+
+
+def win_rate(
+    prompts: Sequence[Any],
+    before: Sequence[str],
+    after: Sequence[str],
+    prefer: Prefer,
+    *,
+    tokens: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """Let `prefer` compare the responses of the tuned model, `after`, with those of the base, `before`.
+
+    Each pair is judged twice, either response standing first once, and the two probabilities are averaged: above 0.5
+    the tuned response wins, below it loses. The same text twice is a tie that nobody is asked about. Returns numbers
+    ready for JSON:
+
+    - "n"; "wins", "ties", "losses" of the tuned responses; "rate", in which a tie counts half, with "ci95", a
+      bootstrap over pairs (None for one pair)
+    - "length_controlled_rate" with "length_controlled_ci95": see `at_equal_length`
+    - "order_disagreement": the share of judged pairs in which whichever response stood first won, or whichever stood
+      second; None where no pair was judged
+    - "before_mean_length", "after_mean_length" and their "length_unit", words or tokens
+
+    Args:
+        prompts: what `prefer` reads, one for each pair.
+        before: responses of the base model.
+        after: responses of the tuned model.
+        prefer: the judge, not what trained the model; called twice with every pair that differs.
+        tokens: lengths of `before` and of `after`; without them, words are counted.
+
+    Raises:
+        ValueError: no pairs, sides of different sizes, or a judge whose answers are no probabilities of all pairs.
+    """
+    lengths = tokens or tuple([len(text.split()) for text in side] for side in (before, after))
+    sizes = [len(prompts), len(before), len(after), *map(len, lengths)]
+    if not prompts or len(set(sizes)) != 1:
+        raise ValueError(
+            f"win rate: expected a response and a length of both sides for every prompt, got {sizes[0]} prompts, "
+            f"{sizes[1]} and {sizes[2]} responses, {sizes[3]} and {sizes[4]} lengths"
+        )
+    asked = [i for i in range(len(prompts)) if before[i] != after[i]]
+    questions, base, tuned = ([column[i] for i in asked] for column in (prompts, before, after))
+    tuned_first, base_first = _ask(prefer, questions, tuned, base), _ask(prefer, questions, base, tuned)
+    points, turned = [0.5] * len(prompts), 0
+    for i, for_tuned, for_base in zip(asked, tuned_first, base_first, strict=True):
+        # The mean (for_tuned + 1 - for_base) / 2 against 0.5, without its rounding.
+        points[i] = ((for_tuned > for_base) - (for_tuned < for_base) + 1) / 2
+        turned += (for_tuned - 0.5) * (for_base - 0.5) > 0
+    counts = Counter(points)
+    controlled = at_equal_length(points, [new - old for old, new in zip(*lengths, strict=True)])
+    return {
+        "n": len(points),
+        "wins": counts[1.0],
+        "ties": counts[0.5],
+        "losses": counts[0.0],
+        "rate": round(_mean(points), 4),
+        "ci95": _rounded(bootstrap_mean(points)),
+        "length_controlled_rate": round(controlled[0], 4) if controlled else None,
+        "length_controlled_ci95": _rounded(controlled[1:] if controlled else None),
+        "order_disagreement": round(turned / len(asked), 4) if asked else None,
+        "before_mean_length": round(_mean(lengths[0]), 1),
+        "after_mean_length": round(_mean(lengths[1]), 1),
+        "length_unit": "tokens" if tokens else "words",
+    }
+
+
+def at_equal_length(points: Sequence[float], differences: Sequence[float]) -> tuple[float, float, float] | None:
+    """The win rate if both sides were as long, and the ends of its 95 % interval, all in (0, 1).
+
+    Logistic regression of the outcome on tanh(difference / standard deviation of the differences), read at 0: the
+    length-controlled win rate of AlpacaEval 2 (arXiv 2404.04475, section 3) without its terms for the difficulty of
+    the instruction, which need many models. A weak ridge on both coefficients keeps them finite where length alone
+    separates wins from losses. The interval is Wald's, on the logit: of 2,000 simulated comparisons of each of 54
+    kinds, with 20 to 200 pairs, it held the true rate in 94 to 99 %.
+
+    None for fewer than `MIN_PAIRS` pairs, and where one side is the longer one throughout: that says nothing about
+    equal lengths.
+
+    Args:
+        points: 1.0 for a win, 0.5 for a tie, 0.0 for a loss.
+        differences: length of the tuned response less that of the base, in any unit.
+    """
+    import numpy as np
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    if len(points) < MIN_PAIRS or min(differences) > 0 or max(differences) < 0:
+        return None
+    outcomes, longer = np.asarray(points, dtype=float), np.asarray(differences, dtype=float)
+    features = np.stack([np.ones_like(longer), np.tanh(longer / (longer.std() or 1.0))], axis=1)
+
+    def objective(weights: Any) -> tuple[float, Any]:
+        """Negative log-likelihood with its ridge, and the gradient."""
+        logits = features @ weights
+        loss = np.logaddexp(0, logits).sum() - outcomes @ logits + RIDGE / 2 * weights @ weights
+        return loss, features.T @ (expit(logits) - outcomes) + RIDGE * weights
+
+    weights = minimize(objective, np.zeros(2), jac=True).x
+    shares = expit(features @ weights)
+    curvature = (features.T * (shares * (1 - shares))) @ features + RIDGE * np.eye(2)
+    reach = 1.96 * np.sqrt(np.linalg.inv(curvature)[0, 0])
+    rate, low, high = expit(weights[0] + np.array([0.0, -reach, reach]))
+    return float(rate), float(low), float(high)
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """One sentence, without a full stop, on what `win_rate` returned: the rate never without both mean lengths."""
+    unit = found["length_unit"]
+    controlled, disagreement = found["length_controlled_rate"], found["order_disagreement"]
+    details = [
+        _interval(found["ci95"]),
+        f"{found['wins']} wins, {found['ties']} ties, {found['losses']} losses",
+        f"{found['after_mean_length']:.1f} {unit} on average against the base's {found['before_mean_length']:.1f}",
+    ]
+    if controlled is not None:
+        details.append(f"{100 * controlled:.1f} % at equal length, {_interval(found['length_controlled_ci95'])}")
+    if disagreement is not None:
+        details.append(f"the order changed the judge's mind in {100 * disagreement:.0f} % of pairs")
+    return f"tuned over base responses: win rate {100 * found['rate']:.1f} % ({'; '.join(filter(None, details))})"
+
+
+def _ask(prefer: Prefer, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> list[float]:
+    answers = list(prefer(prompts, first, second)) if prompts else []
+    if len(answers) != len(prompts):
+        raise ValueError(f"the judge gave {len(answers)} answers on {len(prompts)} pairs, expected one for each")
+    for number, answer in enumerate(answers):
+        if not 0 <= answer <= 1:
+            raise ValueError(f"the judge's answer on pair {number} is {answer}, expected a probability from 0 to 1")
+    return answers
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _rounded(interval: Sequence[float] | None) -> list[float] | None:
+    return [round(end, 4) for end in interval] if interval else None
+
+
+def _interval(ci95: Sequence[float] | None) -> str:
+    return f"95 % CI {100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}" if ci95 else ""
