@@ -22,7 +22,6 @@ adapters agree on.
 
 import argparse
 import difflib
-import io
 import json
 import math
 import os
@@ -38,6 +37,7 @@ from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.charts import COLOURS, svg
 from eval.files import write_json_atomic, write_text_atomic
 from eval.metrics import (
     MIN_PROBLEMS,
@@ -48,7 +48,7 @@ from eval.metrics import (
     require_same_problems,
     wilson,
 )
-from eval.report import ADAPTERS, COLOURS, page_template
+from eval.report import ADAPTERS, page_template
 
 if TYPE_CHECKING:
     import numpy as np
@@ -479,49 +479,24 @@ def write_page(path: Path, comparison: Mapping[str, Any]) -> None:
 
 def _chart(comparison: Mapping[str, Any]) -> str:
     """SVG: a row per adapter with its mean, its interval and a ring per seed; the base model is the dashed line."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     factor, label = (
         (100, "accuracy, %") if comparison["measure"] == "accuracy" else (1, "held-out loss, nats per token")
     )
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "adapters",
-        "text.color": COLOURS["ink"],
-        "axes.labelcolor": COLOURS["muted"],
-        "xtick.color": COLOURS["muted"],
-        "ytick.color": COLOURS["ink"],
-        "axes.edgecolor": COLOURS["line"],
-        "grid.color": COLOURS["line"],
-        "font.size": 9,
-    }
     rows = comparison["adapters"]
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6.4, 0.8 + 0.34 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes: Any) -> None:
         for y, row in enumerate(rows):
             axes.plot([factor * end for end in row["ci95"]], [y, y], color=COLOURS["accent"], linewidth=1.6)
             axes.plot([factor * row["value"]], [y], "o", color=COLOURS["accent"], markersize=6)
             seeds = [factor * value for value in row["by_seed"]]
             axes.plot(seeds, [y] * len(seeds), "o", color=COLOURS["ink"], markersize=3.5, fillstyle="none")
         axes.axvline(factor * comparison["base"]["value"], color=COLOURS["muted"], linewidth=1, linestyle="--")
-        axes.set_yticks(range(len(rows)), [f"{row['adapter']}  {row['group']}" for row in rows])
+        axes.set_yticks(range(len(rows)), [f"{row['adapter']}  {row['group']}" for row in rows], color=COLOURS["ink"])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(f"{label}; dashed: base model, rings: single seeds")
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0)
-        axes.grid(axis="x", linewidth=0.6)
-        drawing = io.StringIO()
-        figure.savefig(
-            drawing, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    svg = drawing.getvalue()
-    svg = svg[svg.index("<svg") :]  # an XML prologue and a document type have no place inside a page
-    svg = re.sub(r'^<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img" aria-label="the table as a chart">', svg)
-    for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return svg
+        axes.grid(axis="x")
+
+    return svg(draw, size=(6.4, 0.8 + 0.34 * len(rows)), label="the table as a chart")
 
 
 def _listed(names: Iterable[str]) -> str:

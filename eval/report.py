@@ -5,7 +5,6 @@ report is one file that runs no script and requests nothing. What a model wrote 
 everything is escaped, and a content security policy forbids scripts and requests should escaping ever fail.
 """
 
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +12,13 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval.charts import curves
 from eval.files import write_text_atomic
-from eval.metrics import change, format_p, short_name, unrewarded_scores, verdict
+from eval.metrics import PREFERENCE, change, format_p, short_name, unrewarded_scores, verdict
+from eval.winrate import describe
 
 SHOWN_PROBLEMS = 5
 SHOWN_CHARACTERS = 4_000  # x 5 problems x 3 stages x 5 characters per escaped one: 300 KB at worst
-CURVE_POINTS = 300  # about one per pixel of a chart
 
 # Label, key in a stage's summary, key of its interval, unit: the rows of the before/after table. Those that no stage
 # measured are left out.
@@ -42,6 +42,19 @@ DIFFERENCE_ROWS = (
     ("Held-out loss, nats per token", "loss", "difference"),
     ("Reward, sampled", "sampled_reward", "difference"),
 )
+# What a row is called where the problems are pairs of responses and the question is which one has the higher reward.
+PAIR_LABELS = {
+    "Accuracy, greedy": "Preference accuracy",
+    "Newly solved": "Ranked better than before",
+    "No longer solved": "Ranked worse than before",
+    "McNemar, exact": "Sign test, exact",
+    "Problems (n)": "Pairs (n)",
+}
+SCORE_LABELS = {
+    "chosen_logp": "Log-probability of the chosen",
+    "rejected_logp": "Log-probability of the rejected",
+    "kl_per_token": "KL to the reference, nats per token",
+}
 # Unit: factor, format, what follows the number.
 UNITS = {
     "percent": (100, ".1f", " %"),
@@ -51,6 +64,13 @@ UNITS = {
     "difference": (1, "+.3f", ""),
     "tokens": (1, ".0f", ""),
 }
+
+# What a method is called where capitals alone would not do.
+METHODS = {"simpo": "SimPO", "reward": "Reward model"}
+# Rewards of these begin at a margin of zero, and at this one the odds of a pair are still 52.5 to 47.5 (Bradley-Terry).
+# Those of ORPO and SimPO begin at what the base model thinks.
+ZERO_MARGIN_AT_FIRST = ("dpo", "kto", "reward")
+NEAR_ZERO = 0.1
 
 # What a recipe's `--adapter` stands for in a model card. "full" is none of them, and recipes without that choice train
 # a LoRA.
@@ -63,9 +83,6 @@ ADAPTERS = {
     "prompt-tuning": "prompt-tuning adapter (virtual tokens)",
 }
 UNSLOTH_ADAPTERS = ("lora", "qlora", "dora")
-
-# Charts are drawn in these stand-in colours, which the page replaces with its own, light or dark.
-COLOURS = {"ink": "#010101", "muted": "#020202", "line": "#030303", "accent": "#040404"}
 
 
 class Cell(NamedTuple):
@@ -88,8 +105,9 @@ def write_report(
     """Write the run's report to `path` as one self-contained HTML page, atomically.
 
     `results` is the content of `results.json`: stages as from `summarise`, comparisons as from `compare`.
-    `metrics` are the lines of `metrics.jsonl`: "phase" ("warm start", "sft", "grpo"), "step" and the trainer's own
-    keys; a curve without data is left out. `completions` are the records of every stage (see `eval.metrics`).
+    `metrics` are the lines of `metrics.jsonl`: "phase" ("warm start", "sft", "grpo", "dpo", ...), "step", the trainer's
+    own keys and perhaps a "warning"; a curve without data is left out. `completions` are the records of every stage
+    (see `eval.metrics`).
     """
     stages, comparisons, whole = results["stages"], results["comparisons"], _whole(results)
     problems, choice = pick_problems(completions, [stage["name"] for stage in stages], results["correct"])
@@ -99,6 +117,8 @@ def write_report(
         verdict=headline(results),
         unfinished=_unfinished(results),
         parts=[(_credit(results, pair), verdict(pair)) for pair in comparisons if pair is not whole],
+        warnings=list(dict.fromkeys((line["step"], line["warning"]) for line in metrics if line.get("warning"))),
+        win_rate=_win_rate(results),
         reasons=_reasons(results, metrics),
         **_tables(results),
         charts=_charts(results, metrics),
@@ -106,7 +126,7 @@ def write_report(
         choice=choice,
         seconds={phase: _duration(seconds) for phase, seconds in results["seconds"].items()},
         memory={kind: f"{gib:.2f} GiB" for kind, gib in memory.items()},
-        training=_training(results["training"]),
+        training=_training(results),
         versions={**results["versions"], "git commit": results["git_commit"] or "unknown"},
     )
     write_text_atomic(path, page)
@@ -115,19 +135,23 @@ def write_report(
 def write_model_card(path: Path, results: Mapping[str, Any]) -> None:
     """Write the adapter's model card (Markdown with the hub's YAML front matter) to `path`, atomically."""
     dataset, _, method = results["recipe"].rpartition("_")
+    method_name = _method(results)
     base_model, kind = results["base_model"], results["args"].get("adapter", "lora")
     card = page_template("model_card.md.j2").render(
         results=results,
         verdict=headline(results),
         unfinished=_unfinished(results),
+        win_rate=_win_rate(results),
         **_tables(results),
-        training=_training(results["training"]),
+        training=_training(results),
         adapter=ADAPTERS.get(kind),
         unsloth=kind in UNSLOTH_ADAPTERS,
         in_4bit=results["args"].get("load_in_4bit", kind == "qlora"),
         kind=kind if kind in ADAPTERS else "full-fine-tuning",
         dataset=dataset,
-        method=method.upper(),
+        method=method_name,
+        method_tag=method_name.lower().replace(" ", "-"),
+        scores_texts=method == "reward",
         # The hub refuses a card whose base model is not an id, and a local folder is nobody else's business.
         base_model=base_model if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model) else None,
         licence=(results.get("licence") or "").lower().replace(" ", "-"),
@@ -148,7 +172,8 @@ def pick_problems(
 
     Problems solved only in the last stage and problems solved only in the first take turns, so that losses
     show as readily as gains; unchanged ones fill what is left. Without `correct`, the score that says what is
-    solved, the first five. Returns, per problem, its records in the order of `stages`, and a sentence.
+    solved, the first five. Of pairs, those ranked right count as solved. Returns, per problem, its records in the
+    order of `stages`, and a sentence.
     """
     greedy: dict[int, dict[str, Mapping[str, Any]]] = {}
     for record in completions:
@@ -172,11 +197,17 @@ def pick_problems(
     never, always = outcome(False, False), outcome(True, True)
     turns = chain.from_iterable(chain(zip_longest(gained, lost), zip_longest(never, always)))
     chosen = [row for row in turns if row is not None][:SHOWN_PROBLEMS]
+    done = "ranked right" if correct == PREFERENCE else "solved"
     return chosen, (
-        f"{len(chosen)} of {len(rows)} problems, chosen by rule: the {len(gained)} solved only {stages[-1]} "
-        f"and the {len(lost)} solved only {stages[0]} take turns, lowest number first, then the unchanged "
-        f"({len(never)} never, {len(always)} always solved)."
+        f"{len(chosen)} of {len(rows)} {_problems(correct)}, chosen by rule: the {len(gained)} {done} only "
+        f"{stages[-1]} and the {len(lost)} {done} only {stages[0]} take turns, lowest number first, then the "
+        f"unchanged ({len(never)} never, {len(always)} always {done})."
     )
+
+
+def _problems(correct: str | None) -> str:
+    """What the held-out problems of a run are called."""
+    return "pairs" if correct == PREFERENCE else "problems"
 
 
 def _whole(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -190,9 +221,19 @@ def _credit(results: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
     """Whose doing a comparison shows: the warm start's, the method's, or that of both together."""
     if pair["to"] == "warm start":
         return "Warm start"
-    method = results["recipe"].rpartition("_")[2].upper()
+    method = _method(results)
     warmed = any(stage["name"] == "warm start" for stage in results["stages"])
     return f"Warm start and {method}" if warmed and pair["from"] != "warm start" else method
+
+
+def _method(results: Mapping[str, Any]) -> str:
+    method = results["recipe"].rpartition("_")[2]
+    return METHODS.get(method, method.upper())
+
+
+def _win_rate(results: Mapping[str, Any]) -> str:
+    """The sentence on tuned against base responses, without a full stop; empty where no judge compared them."""
+    return describe(results["win_rate"]) if results.get("win_rate") else ""
 
 
 def _unfinished(results: Mapping[str, Any]) -> str:
@@ -211,11 +252,18 @@ def _reasons(results: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -
     first, last = results["stages"][0], results["stages"][-1]
     low, high = whole["accuracy"]["ci95"] or (-1, 1)
     flat, cut = _average(metrics, "frac_reward_zero_std"), _average(metrics, "completions/clipped_ratio")
+    margins = [line for line in metrics if line["phase"] in ZERO_MARGIN_AT_FIRST]
+    margin = _average(margins[-max(5, len(margins) // 10) :], "rewards/margins", "margin")
     reasons = []
     if change(whole) == 0 and high - low > 0.1:
         reasons.append(
             f"The measurement is coarse: its interval is {100 * (high - low):.0f} points wide. More held-out "
-            "problems would make a smaller change visible."
+            f"{_problems(results['correct'])} would make a smaller change visible."
+        )
+    if margin is not None and margin < NEAR_ZERO:
+        reasons.append(
+            f"The margin between the rewards of the training pairs ended at {margin:.3f}, still near zero, where it "
+            "began: the learning rate is too low or the steps are too few."
         )
     if flat is not None and flat > 0.5:
         reasons.append(
@@ -225,7 +273,8 @@ def _reasons(results: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -
     if cut is not None and cut > 0.2:
         reasons.append(f"{100 * cut:.0f} % of the training completions hit the length limit: raise it.")
     if first["accuracy"] > 0.9:
-        reasons.append(f"The model solved {100 * first['accuracy']:.0f} % of the problems before training.")
+        share = f"{100 * first['accuracy']:.0f} % of the {_problems(results['correct'])}"
+        reasons.append(f"The model had {share} right before training.")
     if last["format_rate"] is not None and last["format_rate"] < 0.5:
         reasons.append(
             f"Only {100 * last['format_rate']:.0f} % of the completions end up well formed, and only what "
@@ -234,8 +283,8 @@ def _reasons(results: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -
     return reasons
 
 
-def _average(lines: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    found = [line[key] for line in lines if _is_number(line.get(key))]
+def _average(lines: Iterable[Mapping[str, Any]], *keys: str) -> float | None:
+    found = [line[key] for line in lines for key in keys if _is_number(line.get(key))]
     return sum(found) / len(found) if found else None
 
 
@@ -251,27 +300,41 @@ def _tables(results: Mapping[str, Any]) -> dict[str, Any]:
     def measured(key: str) -> bool:
         return any(stage[key] is not None for stage in stages)
 
+    preference = results["correct"] == PREFERENCE
+
+    def named(rows: Iterable[Row]) -> list[Row]:
+        return [(PAIR_LABELS.get(label, label) if preference else label, cells) for label, cells in rows]
+
     return {
         "stage_columns": [(stage["name"], "") for stage in stages],
-        "stage_rows": _stage_rows(stages, scores),
+        "stage_rows": named(_stage_rows(stages, scores)),
         "difference_columns": [(_credit(results, pair), f"{pair['from']} → {pair['to']}") for pair in pairs],
-        "difference_rows": _difference_rows(pairs, scores),
+        "difference_rows": named(_difference_rows(pairs, scores)),
         "sampled": measured("sampled_mean_length"),
         "formed": measured("format_rate"),
         "lost": measured("loss"),
+        "preference": preference,
+        "problems_called": _problems(results["correct"]),
+        "wrote": _wrote(stages),
     }
+
+
+def _wrote(stages: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether there are completions to speak of: a reward model writes none."""
+    return any(stage["mean_length"] for stage in stages)
 
 
 def _stage_rows(stages: Sequence[Mapping[str, Any]], scores: Iterable[str]) -> list[Row]:
     """The before/after table: one cell per stage."""
     rows = []
+    of_completions = () if _wrote(stages) else ("truncation_rate", "mean_length")
     for label, key, ci, unit in STAGE_ROWS:
         cells = []
         for stage in stages:
             value, ends = stage[key], stage[ci] if ci else None
             bar = (100 * value, 100 * ends[0], 100 * ends[1]) if ends and unit == "percent" else None
             cells.append(Cell(_quantity(value, unit), _interval(ends, unit), bar))
-        if any(stage[key] is not None for stage in stages):
+        if key not in of_completions and any(stage[key] is not None for stage in stages):
             rows.append((label, cells))
     for name in scores:
         rows.append((_label(name), [Cell(_quantity(stage["scores"].get(name), "number")) for stage in stages]))
@@ -303,16 +366,18 @@ def _difference_rows(pairs: Sequence[Mapping[str, Any]], scores: Iterable[str]) 
 
 
 def _label(score: str) -> str:
-    name = short_name(score)
+    name = SCORE_LABELS.get(score) or short_name(score)
     return name[:1].upper() + name[1:]
 
 
-def _training(figures: Mapping[str, Any]) -> dict[str, str]:
-    """What was trained, how large it is and how fast it went, as far as it is known."""
+def _training(results: Mapping[str, Any]) -> dict[str, str]:
+    """What was trained, against what, how large it is and how fast it went, as far as it is known."""
+    figures, reference = results["training"], results.get("reference")
     trainable, total = figures["trainable_parameters"], figures["parameters"]
     size, speed = figures["adapter_bytes"], figures["tokens_per_second"]
     return {
         **({"trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.3g} %)"} if total else {}),
+        **({"reference policy": reference} if reference else {}),
         **({"saved weights": f"{size / 2**20:,.2f} MiB"} if size else {}),
         **({"speed": f"{speed:,.0f} tokens/s, median over steps"} if speed else {}),
     }
@@ -349,88 +414,35 @@ def _charts(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) ->
         key.split("/")[1] for line in metrics for key in line if re.fullmatch(r"rewards/[^/]+/mean", key)
     )
     rewarded = {line["phase"] for line in metrics if "reward" in line}
+    paired = {line["phase"] for line in metrics if line.keys() & {"margin", "logps/chosen", "logps/rejected"}}
     wanted = [
-        ("Reward, weighted total", rewarded, "reward", None),
-        *((name, rewarded, f"rewards/{name}/mean", "share") for name in functions),
-        ("Groups without a signal (zero variance)", rewarded, "frac_reward_zero_std", "percent"),
-        ("Completion length, tokens", rewarded, "completions/mean_length", None),
-        ("Truncated completions", rewarded, "completions/clipped_ratio", "percent"),
+        ("Reward, weighted total", rewarded, ["reward"], None),
+        *((name, rewarded, [f"rewards/{name}/mean"], "share") for name in functions),
+        ("Groups without a signal (zero variance)", rewarded, ["frac_reward_zero_std"], "percent"),
+        ("Completion length, tokens", rewarded, ["completions/mean_length"], None),
+        ("Truncated completions", rewarded, ["completions/clipped_ratio"], "percent"),
     ]
     method = results["recipe"].rpartition("_")[2]
     # Where a reward is maximised, the loss is near 0 by construction and says nothing.
     for phase in dict.fromkeys(line["phase"] for line in metrics if line["phase"] not in rewarded):
-        title = method.upper() if phase == method else phase.capitalize()
-        wanted.append((f"{title}: loss", {phase}, "loss", None))
+        title = _method(results) if phase == method else phase.capitalize()
+        wanted.append((f"{title}: loss", {phase}, ["loss"], None))
+        if phase in paired:
+            kl = "as KTO estimates it, nats" if phase == "kto" else "nats per token"
+            wanted += [
+                ("Training pairs ranked right", {phase}, ["rewards/accuracies", "accuracy"], "percent"),
+                ("Reward margin, chosen over rejected", {phase}, ["rewards/margins", "margin"], None),
+                ("Log-probability of the responses, nats", {phase}, ["logps/chosen", "logps/rejected"], None),
+                (f"KL to the reference, {kl}", {phase}, ["kl"], None),
+            ]
     charts = []
-    for title, phases, key, unit in wanted:
-        lines = [line for line in metrics if line["phase"] in phases and _is_number(line.get(key))]
+    for title, phases, keys, unit in wanted:
+        own = [line for line in metrics if line["phase"] in phases]
         # By step: a resumed run repeats the steps after its checkpoint, and the later line is the one kept.
-        points = {line["step"]: line[key] for line in lines}
-        if points:
-            charts.append((title, _svg(title, sorted(points.items()), unit)))
+        points = {key: {line["step"]: line[key] for line in own if _is_number(line.get(key))} for key in keys}
+        if lines := {key.rpartition("/")[2]: sorted(found.items()) for key, found in points.items() if found}:
+            charts.append((title, curves(title, lines, unit)))
     return charts
-
-
-def _svg(title: str, points: Sequence[tuple[int, float]], unit: str | None) -> str:
-    """Draw one curve: raw values thin, running mean strong. `unit`: None, "share" (of 1) or "percent"."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    steps, values = (_thinned(column) for column in zip(*points, strict=True))
-    style = {
-        "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own font
-        "svg.hashsalt": title,  # the same run gives the same bytes, and no two charts share an id
-        "text.color": COLOURS["ink"],
-        "axes.labelcolor": COLOURS["muted"],
-        "xtick.color": COLOURS["muted"],
-        "ytick.color": COLOURS["muted"],
-        "axes.edgecolor": COLOURS["line"],
-        "grid.color": COLOURS["line"],
-        "font.size": 8.5,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(3.6, 1.9), layout="constrained")
-        axes = figure.add_subplot()
-        if len(values) < 10:
-            axes.plot(steps, values, color=COLOURS["accent"], linewidth=1.6, marker="o", markersize=3.5)
-        else:
-            axes.plot(steps, values, color=COLOURS["accent"], linewidth=0.8, alpha=0.4)
-            axes.plot(steps, _smoothed(values, len(values) // 10), color=COLOURS["accent"], linewidth=2)
-        if unit:
-            axes.set_ylim(-0.04, 1.04)
-            axes.set_yticks([0, 0.5, 1])
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-        if unit == "percent":
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set_xlabel("step")
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0)
-        axes.grid(axis="y", linewidth=0.6)
-        drawing = io.StringIO()
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(drawing, format="svg", transparent=True, metadata=no_metadata)
-    svg = drawing.getvalue()
-    svg = svg[svg.index("<svg") :]  # an XML prologue and a document type have no place inside a page
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # names such as "axes_1", the same in every chart
-    svg = re.sub(r'^<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg)  # no fixed width
-    for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return svg
-
-
-def _thinned(values: Sequence[float]) -> list[float]:
-    """Means of equal runs of `values`, at most CURVE_POINTS of them: a long run makes no heavy page."""
-    size = math.ceil(len(values) / CURVE_POINTS)
-    return [sum(run) / len(run) for run in (values[i : i + size] for i in range(0, len(values), size))]
-
-
-def _smoothed(values: Sequence[float], reach: int) -> list[float]:
-    """Running mean over each value and `reach` neighbours on either side; centred, it does not lag."""
-    runs = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [sum(run) / len(run) for run in runs]
 
 
 def page_template(name: str) -> Any:

@@ -1,15 +1,21 @@
-"""Trainer callbacks: a readable line a step, checkpoints that say when they are whole, and the time budget.
+"""Trainer callbacks: a readable line a step, checkpoints that say when they are whole, the time budget, and what
+preference recipes watch.
+
+A recipe adds `LikelihoodWatch` and `KLProbe` to its trainer before `Run.train`, which attaches the others: what they
+put into a step's `logs` then reaches metrics.jsonl. Trackers (`report_to`) come before both and do not see it.
 
 Imports transformers, so recipes import this module inside functions, after unsloth.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from eval.displacement import Fall, describe_fall, find_fall
 from eval.files import write_json_atomic
 from recipes.common.run import COMPLETE, Run
 
@@ -60,7 +66,7 @@ class StepTable(TrainerCallback):
         left = round((state.max_steps - state.global_step) * per_step)
         cells = {
             self.phase: f"{state.global_step}/{state.max_steps}",
-            **(_grpo_cells(logs) if "reward" in logs else {"loss": f"{logs['loss']:.3f}"}),
+            **_cells(logs),
             "s/step": f"{self.seconds:.1f}",
             "left": f"{left // 60}:{left % 60:02d}",
         }
@@ -69,6 +75,28 @@ class StepTable(TrainerCallback):
             print("  ".join(name.rjust(width) for name, width in zip(cells, widths, strict=True)))
         print("  ".join(cell.rjust(w) for cell, w in zip(cells.values(), widths, strict=True)), flush=True)
         self.rows += 1
+
+
+def _cells(logs: dict[str, Any]) -> dict[str, str]:
+    if "reward" in logs:
+        return _grpo_cells(logs)
+    loss = {"loss": f"{logs['loss']:.3f}"}
+    if "margin" in logs:
+        return loss | _preference_cells(logs, "accuracy", "margin")
+    if "logps/chosen" in logs or "logps/rejected" in logs:  # KTO's line lacks the one that its batch lacks
+        return loss | _preference_cells(logs, "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+    return loss
+
+
+def _preference_cells(logs: dict[str, Any], accuracy: str, margin: str, *logps: str) -> dict[str, str]:
+    def cell(key: str, number: str) -> str:
+        return "-" if logs.get(key) is None else f"{logs[key]:{number}}"
+
+    return {
+        **({"accuracy": cell(accuracy, ".0%")} if accuracy in logs else {}),  # KTO knows no pairs
+        "margin": cell(margin, ".3f"),
+        **{f"{key.removeprefix('logps/')} logp": cell(key, ".2f") for key in logps},
+    }
 
 
 def _grpo_cells(logs: dict[str, Any]) -> dict[str, str]:
@@ -108,3 +136,50 @@ class TimeBudget(TrainerCallback):
         self.slowest = max(self.slowest, time.monotonic() - self.step_began)
         if self.run.time_left() < self.slowest and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
+
+
+class LikelihoodWatch(TrainerCallback):
+    """Warns, once a run, when the log-probabilities of chosen and rejected responses have both fallen.
+
+    See `eval.displacement.find_fall` for `threshold`, a share of their first magnitude; `remedy` is what the user can
+    try, such as a flag of the recipe. The sentence is printed, and is the "warning" of that step's line in
+    metrics.jsonl, where the report finds it.
+    """
+
+    def __init__(
+        self, threshold: float, *, remedy: str = "--sft-weight 0.1, an SFT term on the chosen responses"
+    ) -> None:
+        self.threshold, self.remedy, self.warned = threshold, remedy, False
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        ends = range(len(state.log_history) + 1)  # of what an earlier session logged
+        self.warned = any(self._fall(state, end) for end in ends)
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if not self.warned and (fall := self._fall(state, len(state.log_history))):
+            self.warned = True
+            logs["warning"] = describe_fall(fall, remedy=self.remedy)
+            print(f"Warning: {logs['warning']}", flush=True)
+
+    def _fall(self, state: TrainerState, end: int) -> Fall | None:
+        return find_fall(state.log_history[:end], threshold=self.threshold, planned=state.max_steps)
+
+
+class KLProbe(TrainerCallback):
+    """Logs `measure()` as "kl" every `every` steps and at the last one.
+
+    The step's seconds do not include it: it is called between steps.
+    """
+
+    def __init__(self, measure: Callable[[], float], every: int) -> None:
+        self.measure, self.every = measure, every
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if "train_runtime" in logs:  # the trainer's closing summary, not a step
+            return
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            logs["kl"] = self.measure()

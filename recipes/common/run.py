@@ -19,7 +19,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
@@ -29,6 +29,7 @@ from typing import Any
 from eval.files import write_json_atomic, write_text_atomic
 from eval.metrics import compare, short_name, summarise, unrewarded_scores, verdict
 from eval.report import write_model_card, write_report
+from eval.winrate import Prefer, describe, win_rate
 from recipes.common import machine
 from recipes.common.models import ModelSpec
 
@@ -52,9 +53,11 @@ class Run:
         resumed: bool,
         correct: str | None,
         format: str | None,
+        reference: str | None = None,
     ) -> None:
         self.folder, self.recipe, self.spec, self.args, self.resumed = folder, recipe, spec, args, resumed
-        self.correct, self.format = correct, format
+        self.correct, self.format, self.reference = correct, format, reference
+        self.win_rate: dict[str, Any] | None = None
         self.started = time.monotonic()
         self.steps: dict[str, tuple[int, int]] = {}  # phase: made, planned
         self.parameters = (0, 0)  # trainable, all: of the model trained last
@@ -73,6 +76,7 @@ class Run:
         *,
         correct: str | None = "correctness_reward",
         format: str | None = "structure_reward",
+        reference: str | None = None,
     ) -> "Run":
         """Make the folder of a new run, or resume.
 
@@ -83,6 +87,7 @@ class Run:
             correct: the score that says that a problem is solved; None where no answer is right or wrong, and the
                 held-out loss decides.
             format: the score that says that a completion is well formed; None where any form will do.
+            reference: which weights the policy is compared with, in words; None where a method has no reference.
 
         Raises:
             ValueError: nothing to resume; the configuration changed, and the sentence lists the differences; or
@@ -100,7 +105,19 @@ class Run:
             except OSError as error:
                 raise ValueError(f"cannot write {folder} ({error.strerror}): name another --output-dir") from error
             print(f"Run folder: {folder}")
-            return cls(folder, recipe, spec, args, resumed=False, correct=correct, format=format)
+            resumed = False
+        else:
+            folder = cls._newest(parent, recipe, spec, config)
+            print(f"Resuming {folder}")
+            (folder / "results.json").unlink(missing_ok=True)
+            resumed = True
+        if reference:
+            print(f"Reference policy: {reference}")
+        return cls(folder, recipe, spec, args, resumed=resumed, correct=correct, format=format, reference=reference)
+
+    @staticmethod
+    def _newest(parent: Path, recipe: str, spec: ModelSpec, config: dict[str, Any]) -> Path:
+        """The newest run in `parent`, which must be unfinished and of the same configuration."""
         candidates = sorted(parent.glob("*/config.json"), reverse=True)
         if not candidates:
             raise ValueError(
@@ -120,9 +137,7 @@ class Run:
                 f"--resume cannot continue {folder} with another configuration ({', '.join(changed)}); "
                 "give the values it started with, or start a new run without --resume"
             )
-        print(f"Resuming {folder}")
-        (folder / "results.json").unlink(missing_ok=True)
-        return cls(folder, recipe, spec, args, resumed=True, correct=correct, format=format)
+        return folder
 
     # Time
 
@@ -181,6 +196,22 @@ class Run:
             yield f"sampled reward {summary['sampled_reward']:.3f}"
         yield f"{summary['mean_length']:.0f} tokens"
         yield f"{summary['truncation_rate']:.1%} truncated"
+
+    def judge(self, prefer: Prefer, prompts: Sequence[Any]) -> None:
+        """Let `prefer` compare what the model wrote to `prompts` at the last stage with what it did at the first."""
+        names = list(self.stages)
+        before, after = (
+            [record for record in self.stages[name] if record["kind"] == "greedy"] for name in (names[0], names[-1])
+        )
+        with self.phase("judge"):
+            self.win_rate = win_rate(
+                [prompts[record["index"]] for record in before],
+                [record["completion"] for record in before],
+                [record["completion"] for record in after],
+                prefer,
+                tokens=([record["tokens"] for record in before], [record["tokens"] for record in after]),
+            )
+        print(describe(self.win_rate))
 
     def length_quantile(self, share: float) -> int:
         """The length in tokens that `share` of the latest stage's completions stay within."""
@@ -339,6 +370,8 @@ class Run:
             "machine": machine.describe(),
             "command": " ".join(["python", *sys.argv]),
             **judged_by,
+            "reference": self.reference,
+            "win_rate": self.win_rate,
             "stages": list(summaries.values()),
             "paired": {
                 **{key: whole[key] for key in ("from", "to", "n", "measure")},

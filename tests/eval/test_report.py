@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from eval.charts import CURVE_POINTS
 from eval.metrics import compare, summarise
-from eval.report import CURVE_POINTS, pick_problems, write_model_card, write_report
+from eval.report import pick_problems, write_model_card, write_report
 
 STAGES = ("before", "warm start", "after")
 GOOD = "<reasoning>\n2 + 2 = 4\n</reasoning>\n<answer>\n4\n</answer>"
@@ -127,6 +128,68 @@ def supervised_run(correct: str | None, **changes: Any) -> tuple[dict[str, Any],
     }
     return results | changes, [record for stage in stages for record in stage]
 
+
+def ranked(stage: str, outcomes: Iterable[float], logp: float = -200.0) -> list[dict[str, Any]]:
+    """Greedy records with the scores of a pair."""
+    return [
+        record
+        | {
+            "gold": "the better answer",
+            "scores": {
+                "preference_accuracy": outcome,
+                "reward_margin": 2 * outcome - 1,
+                "chosen_logp": logp,
+                "rejected_logp": logp - 20,
+                "kl_per_token": 0.0 if stage == "before" else 0.125,
+            },
+        }
+        for outcome, record in zip(outcomes, records(stage, [0.0] * 100)[::2], strict=False)
+    ]
+
+
+def preference_run(
+    method: str, *stages: list[dict[str, Any]], **changes: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run of a preference method, by default one that learned."""
+    stages = stages or (ranked("before", [0.5] * 20), ranked("after", [1.0] * 16 + [0.5] + [0.0] * 3, -260.0))
+    judged_by = {"correct": "preference_accuracy", "format": None}
+    results, _ = run()
+    results |= {
+        "recipe": f"ultrafeedback_{method}",
+        "command": f"python recipes/ultrafeedback_{method}.py",
+        "args": {"adapter": "qlora", "source": "hub"},
+        **judged_by,
+        "stages": [summarise(stage, **judged_by) for stage in stages],
+        "comparisons": [compare(*stages, **judged_by)],
+    }
+    return results | changes, [record for stage in stages for record in stage]
+
+
+def preference_steps(phase: str, count: int = 30, **changes: Any) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl as DPO's trainer logs them, with a KL on every tenth step."""
+    return [
+        {
+            "phase": phase,
+            "step": step,
+            "loss": 0.69 - step / 100,
+            "rewards/chosen": step / 100,
+            "rewards/rejected": -step / 100,
+            "rewards/accuracies": 0.5 + step / 100,
+            "rewards/margins": step / 50,
+            "logps/chosen": -200.0 - step,
+            "logps/rejected": -220.0 - 2 * step,
+            **({"kl": step / 1000} if step % 10 == 0 else {}),
+        }
+        | changes
+        for step in range(1, count + 1)
+    ]
+
+
+WIN_RATE = {
+    **{"n": 40, "wins": 24, "ties": 2, "losses": 14, "rate": 0.625, "ci95": [0.475, 0.7625]},
+    **{"length_controlled_rate": 0.55, "length_controlled_ci95": [0.4, 0.69], "order_disagreement": 0.1},
+    **{"before_mean_length": 80.0, "after_mean_length": 120.5, "length_unit": "words"},
+}
 
 LEARNED = (
     records("before", [0.0] * 20),
@@ -255,6 +318,65 @@ def test_what_the_model_wrote_is_shown_to_the_character_and_does_nothing(tmp_pat
     assert page.text.count("alert(4)") == 4
 
 
+def test_report_of_a_preference_run_speaks_of_pairs(tmp_path: Path) -> None:
+    results, completions = preference_run("dpo", reference="the base model, adapter off", win_rate=WIN_RATE)
+    metrics = preference_steps("dpo")
+    metrics[21]["warning"] = "Both <fell>."
+    page = report(tmp_path, results, [*metrics, metrics[21]], completions)
+    text = re.sub(r"\s+", " ", page.text)
+    assert "Accuracy +32.5 points" in text
+    before_and_after = (
+        "before after Preference accuracy 50.0 % 29.9 to 70.1 82.5 % 61.1 to 93.4 Truncated, of all 0.0 % 0.0 % "
+        "Tokens, greedy 12 12 Reward margin 0.000 0.650 Log-probability of the chosen -200.000 -260.000 "
+        "Log-probability of the rejected -220.000 -280.000 KL to the reference, nats per token 0.000 0.125 "
+        "Pairs (n) 20 20"
+    )
+    assert before_and_after in text
+    assert "DPO before → after Preference accuracy +32.5 points" in text
+    assert "Ranked better than before 16 Ranked worse than before 3 Sign test, exact p = 0.0044 Pairs (n) 20" in text
+    assert "5 of 20 pairs, chosen by rule: the 16 ranked right only after" in text
+    assert text.count("chosen in the data the better answer") == text.count("before pair tied") == 5
+    assert "after ✓ pair ranked right" in text
+    assert text.count("Warning, step 22: Both <fell>.") == 1
+    assert "Tuned over base responses: win rate 62.5 % (95 % CI 47.5 to 76.2; 24 wins" in text
+    assert "80.0; 55.0 % at equal length" in text
+    assert "reference policy the base model, adapter off" in text
+    for word in ("sampled", "problems", "McNemar", "solved", "Gold", "may explain", "correct", "not measured"):
+        assert word not in text, word
+    plain, _ = preference_run("dpo", win_rate=None)
+    text = report(tmp_path, plain, preference_steps("dpo"), completions).text
+    for word in ("win rate", "reference policy", "Warning"):
+        assert word not in text, word
+
+
+def test_report_of_a_reward_model_shows_no_completions(tmp_path: Path) -> None:
+    stages = ranked("before", [0.0, 1.0] * 10), ranked("after", [1.0] * 18 + [0.0] * 2)
+    for record in stages[0] + stages[1]:
+        record |= {"completion": "", "tokens": 0}
+    results, completions = preference_run("reward", *stages)
+    text = re.sub(r"\s+", " ", report(tmp_path, results, [], completions).text)
+    assert "Reward model before → after Preference accuracy +40.0 points" in text
+    for word in ("Tokens", "Truncated", "Side by side"):
+        assert word not in text, word
+
+
+def test_a_preference_run_that_did_not_learn_is_searched_for_a_reason(tmp_path: Path) -> None:
+    stuck = ranked("before", [0.5] * 20), ranked("after", [1.0, 0.0] * 10)
+    results, completions = preference_run("dpo", *stuck)
+
+    def reasons(phase: str, **changes: Any) -> str:
+        lines = preference_steps(phase, **changes)
+        return re.sub(r"\s+", " ", report(tmp_path, results, lines, completions).text)
+
+    text = reasons("dpo", **{"rewards/margins": 0.0123})
+    assert "may explain that accuracy did not rise" in text
+    assert "points wide. More held-out pairs would make" in text
+    assert "The margin between the rewards of the training pairs ended at 0.012, still near zero" in text
+    assert "near zero" in reasons("reward", **{"rewards/margins": None, "margin": -0.05})
+    assert "near zero" not in reasons("dpo")  # margins that grew to 0.6
+    assert "near zero" not in reasons("orpo", **{"rewards/margins": 0.0123})  # beta times a mean: small by its nature
+
+
 def test_every_curve_with_data_is_drawn_and_no_other(tmp_path: Path) -> None:
     results, completions = run(*LEARNED)
 
@@ -276,6 +398,28 @@ def test_every_curve_with_data_is_drawn_and_no_other(tmp_path: Path) -> None:
     assert titles([{"phase": "grpo", "step": 1, "reward": 0.5, "kl": 0.1}]) == ["Reward, weighted total"]
     assert titles([{"phase": "sft", "step": 1, "loss": 0.5}]) == ["Sft: loss"]  # this recipe's method is GRPO
     assert titles([{"phase": "grpo", "step": 1, "reward": value} for value in (None, "?", float("nan"))]) == []
+
+
+def test_curves_of_a_preference_run_in_reading_order(tmp_path: Path) -> None:
+    def titles(method: str, metrics: list[dict[str, Any]]) -> list[str]:
+        results, completions = preference_run(method)
+        page = report(tmp_path, results, metrics, completions)
+        source = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert len(re.findall(r">(chosen|rejected)</text>", source)) == 2 * ("Log-probability of the resp" in page.text)
+        return re.findall(r"<figcaption>(.*?)</figcaption>\s*<svg ", source)
+
+    common = ["Training pairs ranked right", "Reward margin, chosen over rejected"]
+    logps = "Log-probability of the responses, nats"
+    assert titles("dpo", preference_steps("dpo") + steps(0)) == [
+        *("DPO: loss", *common, logps, "KL to the reference, nats per token", "Warm start: loss")
+    ]
+    assert titles("simpo", preference_steps("simpo", kl=None)) == ["SimPO: loss", *common, logps]
+    kto = preference_steps("kto", **{"kl": 0.5, "rewards/accuracies": None})
+    for line in kto[::2]:  # batches without desirable rows
+        del line["logps/chosen"], line["rewards/margins"]
+    assert titles("kto", kto) == ["KTO: loss", common[1], logps, "KL to the reference, as KTO estimates it, nats"]
+    scored = [{"phase": "reward", "step": i, "loss": 0.5, "accuracy": 0.5, "margin": 0.1} for i in range(1, 12)]
+    assert titles("reward", scored) == ["Reward model: loss", *common]
 
 
 def test_a_step_logged_again_after_a_resume_counts_once(tmp_path: Path) -> None:
@@ -464,3 +608,40 @@ def test_model_card_writes_the_licence_as_the_hub_knows_it(
 ) -> None:
     front, _ = card(tmp_path, licence=licence)
     assert (front["license"], front.get("license_name")) == (tag, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "tag", "name"),
+    [("dpo", "dpo", "DPO"), ("kto", "kto", "KTO"), ("orpo", "orpo", "ORPO"), ("simpo", "simpo", "SimPO")],
+)
+def test_model_card_of_a_preference_run(tmp_path: Path, method: str, tag: str, name: str) -> None:
+    results, _ = preference_run(method, win_rate=WIN_RATE, reference="the adapter of the SFT run")
+    write_model_card(tmp_path / "README.md", results)
+    _, front, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert yaml.safe_load(front)["tags"] == ["qlora", "unsloth", "trl", tag, "tunebook"]
+    assert yaml.safe_load(front)["pipeline_tag"] == "text-generation"
+    assert f"Dataset `ultrafeedback`, method {name}, training 4,884,480 of" in text
+    assert "The reference policy is the adapter of the SFT run. The command:" in text
+    assert "\nTuned over base responses: win rate 62.5 % (" in text
+    assert "| Preference accuracy | 50.0 % (29.9 to 70.1) | 82.5 % (61.1 to 93.4) |" in text
+    assert "AutoModelForCausalLM" in text
+    for word in ("McNemar", "problem", "Greedy", "data/prompts.py", "SequenceClassification"):
+        assert word not in text, word
+
+
+def test_model_card_of_a_reward_model_says_how_it_scores(tmp_path: Path) -> None:
+    for adapter, library in (("qlora", "peft"), ("full", "transformers")):
+        results, _ = preference_run("reward", args={"adapter": adapter})
+        write_model_card(tmp_path / "README.md", results)
+        _, front, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+        assert yaml.safe_load(front)["library_name"] == library
+        assert yaml.safe_load(front)["pipeline_tag"] == "text-classification"
+        assert yaml.safe_load(front)["tags"][-2:] == ["reward-model", "tunebook"]
+        assert "A model that scores responses and writes none. A" in text
+        blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+        assert len(blocks) == 2
+        for block in blocks:
+            ast.parse(block)
+        assert ("PeftModel" in text) == (library == "peft")
+        for word in ("CausalLM", "FastLanguageModel", "Ask it", "reference policy"):
+            assert word not in text, word

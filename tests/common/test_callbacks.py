@@ -1,0 +1,160 @@
+"""What a run prints and keeps of every step, and what it watches: real trainers, whose figures follow a script."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.common.models import resolve
+from recipes.common.run import Run
+
+pytestmark = pytest.mark.usefixtures("unsloth")  # before transformers, which the callbacks import
+SPEC = resolve("smollm2-135m")
+STEPS = 40
+
+
+@dataclass(frozen=True)
+class Args:
+    output_dir: str
+    resume: bool = False
+    max_hours: float | None = None
+    seed: int = 1
+    report_to: str = "none"
+
+
+def falling(step: int) -> dict[str, float]:
+    """A line of DPO in which both log-probabilities fall from step 16 on."""
+    fallen = max(0, step - 15) * 10.0
+    return {
+        "rewards/accuracies": 0.75,
+        "rewards/margins": step / 10,
+        "logps/chosen": -200 - fallen,
+        "logps/rejected": -220 - 2 * fallen,
+    }
+
+
+def trainer(run: Run, script: Callable[[int], dict[str, float]], callbacks: Iterable[Any] = ()) -> Any:
+    """A trainer of one weight. It adds the figures of `script` where TRL's trainers add theirs."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    class Weight(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Any) -> dict[str, Any]:
+            return {"loss": (self.weight * x).square().mean()}
+
+    class Scripted(Trainer):
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            super().log(logs | (script(self.state.global_step) if "loss" in logs else {}), start_time)
+
+    settings = TrainingArguments(**run.trainer_settings("dpo"), max_steps=STEPS, remove_unused_columns=False)
+    rows = [{"x": torch.ones(1)}] * 8
+    return Scripted(Weight(), settings, train_dataset=rows, callbacks=list(callbacks))
+
+
+def test_what_is_watched_reaches_the_lines_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from recipes.common.callbacks import KLProbe, LikelihoodWatch
+
+    run = Run.open("toy_dpo", SPEC, Args(str(tmp_path)))
+    divergences = iter([0.1, 0.2, 0.3, 0.4])
+    watched = trainer(run, falling, [KLProbe(lambda: next(divergences), every=12), LikelihoodWatch(0.2)])
+    assert run.train(watched)
+
+    assert {line["step"]: line["kl"] for line in run.metrics() if "kl" in line} == {12: 0.1, 24: 0.2, 36: 0.3, 40: 0.4}
+    (warned,) = [line for line in run.metrics() if "warning" in line]
+    # Means of five: from -200 to -250 at step 22; the rejected ones fall twice as fast.
+    assert warned["step"] == 22
+    assert "chosen -200 to -250 (25 % lower) and rejected -220 to -320 (45 % lower)" in warned["warning"]
+    assert warned["warning"].endswith("try --sft-weight 0.1, an SFT term on the chosen responses.")
+    out = capsys.readouterr().out
+    assert out.count("Warning: ") == 1
+    assert f"Warning: {warned['warning']}\n" in out
+    assert re.search(r"^ +dpo +loss +accuracy +margin +chosen logp +rejected logp +s/step +left$", out, re.MULTILINE)
+    assert re.search(r"^ *16/40 +[\d.]+ +75% +1\.600 +-210\.00 +-240\.00 +\d+\.\d +0:\d\d$", out, re.MULTILINE)
+
+
+def test_a_resumed_run_does_not_warn_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from recipes.common.callbacks import LikelihoodWatch
+
+    def cut_off(step: int) -> dict[str, float]:
+        if step == 30:
+            raise KeyboardInterrupt
+        return falling(step)
+
+    run = Run.open("toy_dpo", SPEC, Args(str(tmp_path)))
+    with pytest.raises(KeyboardInterrupt):
+        run.train(trainer(run, cut_off, [LikelihoodWatch(0.2)]))
+    resumed = Run.open("toy_dpo", SPEC, Args(str(tmp_path), resume=True))
+    assert resumed.train(trainer(resumed, falling, [LikelihoodWatch(0.2)]))
+    assert [line["step"] for line in resumed.metrics()] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in resumed.metrics() if "warning" in line] == [22]
+    assert capsys.readouterr().out.count("Warning: ") == 1
+
+
+def test_the_remedy_is_the_recipes_own_and_growing_margins_alone_are_no_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from recipes.common.callbacks import LikelihoodWatch
+
+    run = Run.open("toy_kto", SPEC, Args(str(tmp_path)))
+    healthy = trainer(run, lambda step: falling(step) | {"logps/chosen": -200.0 + step}, [LikelihoodWatch(0.2)])
+    assert run.train(healthy)
+    assert "Warning" not in capsys.readouterr().out
+    run = Run.open("toy_kto", SPEC, Args(str(tmp_path)))
+    run.train(trainer(run, falling, [LikelihoodWatch(0.2, remedy="a higher --beta")]))
+    assert "try a higher --beta.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("logs", "names", "cells"),
+    [
+        ({"loss": 1.25, "mean_token_accuracy": 0.5}, "loss", "1.250"),
+        (
+            {"loss": 0.5, "rewards/chosen": 0.1, "logps/chosen": -10.0, "kl": 0.0},
+            "loss margin chosen logp rejected logp",
+            "0.500 - -10.00 -",
+        ),
+        (
+            {"loss": 0.5, "rewards/margins": None, "rewards/accuracies": None, "logps/rejected": -1.234},
+            "loss accuracy margin chosen logp rejected logp",
+            "0.500 - - - -1.23",
+        ),
+        (
+            {"loss": 0.6931, "accuracy": 0.625, "margin": 0.01234, "mean_reward": 0.1},
+            "loss accuracy margin",
+            "0.693 62% 0.012",
+        ),
+        (
+            {
+                "loss": 0.0,
+                "reward": 1.5,
+                "rewards/tags_reward/mean": 0.75,
+                "rewards/answer_reward/mean": None,
+                "frac_reward_zero_std": 0.25,
+                "completions/clipped_ratio": 0.5,
+                "completions/mean_length": 90.4,
+            },
+            "reward tags answer flat cut off tokens",
+            "1.500 0.75 - 25% 50% 90",
+        ),
+    ],
+    ids=["sft", "kto", "missing", "reward model", "grpo"],
+)
+def test_a_step_is_a_row_of_what_its_method_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture, logs: dict[str, Any], names: str, cells: str
+) -> None:
+    from transformers import TrainerControl, TrainerState
+
+    from recipes.common.callbacks import StepTable
+
+    table = StepTable(Run.open("toy", SPEC, Args(str(tmp_path))), "phase")
+    table.on_log(None, TrainerState(global_step=3, max_steps=60), TrainerControl(), logs=logs)
+    header, row = capsys.readouterr().out.splitlines()[-2:]
+    assert " ".join(header.split()) == f"phase {names} s/step left"
+    assert re.fullmatch(rf"3/60 {re.escape(cells)} 0\.0 \d+:\d\d", " ".join(row.split()))
