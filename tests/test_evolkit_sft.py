@@ -10,7 +10,7 @@ import pytest
 
 from data import evolkit
 from recipes import evolkit_sft
-from recipes.common.models import MODELS, OPT_TEMPLATE
+from recipes.common.models import BASE_TEMPLATE, MODELS
 from recipes.common.supervision import audit
 
 
@@ -35,7 +35,7 @@ def small_opt(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
         bos_token=spec.eos_token,
         eos_token=spec.eos_token,
         pad_token=spec.pad_token,
-        chat_template=OPT_TEMPLATE,
+        chat_template=BASE_TEMPLATE,
     )
     config = OPTConfig(
         vocab_size=len(tokenizer),

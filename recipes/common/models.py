@@ -162,16 +162,29 @@ PHI4_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
 
-OPT_TEMPLATE = (
+BASE_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}"
     "{% elif message['role'] == 'user' %}Human: {{ message['content'] }}{% else %}{{ message['content'] }}{% endif %}"
     "{% if not loop.last or message['role'] != 'assistant' %}{{ '\n\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""OPT has no template of its own. One `</s>` begins a text, as in its pre-training, and one ends each answer: it is
-the model's only mark for both, and an answer without it would never stop. No space after the last colon, since a word's
-space belongs to its token."""
+"""For models that were never taught to chat, OPT and Llama-3-8B, and have no template of their own. It writes only
+tokens that pre-training has trained: the base model's vectors for its instruct sibling's headers and end of turn are
+not, and a LoRA leaves the embeddings as they are. One bos begins a text and one eos ends each answer, as in
+pre-training; OPT has only `</s>` for both, and an answer without it would never stop. No space after the last colon,
+since a word's space belongs to its token."""
+
+ZEPHYR_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] != 'system' %}{{ '<|system|>\n' + eos_token + '\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token }}"
+    "{% if not loop.last or message['role'] != 'assistant' %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""The text that Zephyr's SFT model was trained on (alignment-handbook), its empty system turn included. The published
+template leaves `<s>` to the tokenizer, which adds none where a trainer tokenises through the template, as TRL does. It
+also writes a newline after the last `</s>`, and TRL's ORPO and CPO a second `</s>` after that."""
 
 MODELS = {
     spec.alias: spec
@@ -216,6 +229,28 @@ MODELS = {
                 tied_embeddings=False,
             ),
         ),
+        # Also in 16 bits as unsloth/zephyr-sft. The vocabulary has three special tokens and no other: `<unk>` pads,
+        # as in Unsloth's copies, since no text holds one (what has no token of its own is spelled in bytes).
+        ModelSpec(
+            alias="zephyr-sft",
+            hub_id="HuggingFaceH4/mistral-7b-sft-beta",
+            unsloth_4bit_id="unsloth/zephyr-sft-bnb-4bit",
+            context=32_768,
+            chat_template=ZEPHYR_TEMPLATE,
+            eos_token="</s>",
+            pad_token="<unk>",
+            licence="MIT",
+            shape=Shape(
+                layers=32,
+                hidden=4096,
+                heads=32,
+                kv_heads=8,
+                head_dim=128,
+                intermediate=14_336,
+                vocab=32_000,
+                tied_embeddings=False,
+            ),
+        ),
         ModelSpec(
             alias="llama-3.2-3b",
             hub_id="meta-llama/Llama-3.2-3B-Instruct",
@@ -254,6 +289,49 @@ MODELS = {
                 tied_embeddings=False,
             ),
         ),
+        # The base model. Its end token ends a document in pre-training.
+        ModelSpec(
+            alias="llama-3-8b",
+            hub_id="meta-llama/Meta-Llama-3-8B",
+            unsloth_4bit_id="unsloth/llama-3-8b-bnb-4bit",
+            context=8192,
+            chat_template=BASE_TEMPLATE,
+            eos_token="<|end_of_text|>",
+            pad_token="<|reserved_special_token_250|>",
+            licence="Llama 3 Community",
+            gated=True,
+            shape=Shape(
+                layers=32,
+                hidden=4096,
+                heads=32,
+                kv_heads=8,
+                head_dim=128,
+                intermediate=14_336,
+                vocab=128_256,
+                tied_embeddings=False,
+            ),
+        ),
+        # Its template speaks a system prompt of its own where a chat has none.
+        ModelSpec(
+            alias="qwen2.5-1.5b",
+            hub_id="Qwen/Qwen2.5-1.5B-Instruct",
+            unsloth_4bit_id="unsloth/Qwen2.5-1.5B-Instruct-unsloth-bnb-4bit",
+            context=32_768,
+            eos_token="<|im_end|>",
+            pad_token="<|endoftext|>",
+            licence="Apache-2.0",
+            shape=Shape(
+                layers=28,
+                hidden=1536,
+                heads=12,
+                kv_heads=2,
+                head_dim=128,
+                intermediate=8960,
+                vocab=151_936,
+                tied_embeddings=True,
+                qkv_bias=True,
+            ),
+        ),
         ModelSpec(
             alias="gemma-3-1b",
             hub_id="google/gemma-3-1b-it",
@@ -280,7 +358,7 @@ MODELS = {
             hub_id="facebook/opt-1.3b",
             context=2048,
             lora_targets=OPT_PROJECTIONS,
-            chat_template=OPT_TEMPLATE,
+            chat_template=BASE_TEMPLATE,
             eos_token="</s>",
             pad_token="<pad>",
             licence="OPT (no commercial use)",
@@ -343,7 +421,7 @@ def resolve(name: str) -> ModelSpec:
             if spec.hub_id.lower() == name.lower():
                 return replace(spec, embedded=False)
         return ModelSpec(alias=name.split("/")[1], hub_id=name)
-    closest = difflib.get_close_matches(name.lower(), MODELS, n=2, cutoff=0.5)
+    closest = difflib.get_close_matches(name.lower(), MODELS, n=2)
     hint = f" (did you mean {' or '.join(closest)}?)" if closest else ""
     raise ValueError(
         f"no model named {name!r}{hint}: give one of {', '.join(MODELS)}, a hub id such as org/name, or an "
@@ -402,7 +480,7 @@ def _local_spec(folder: Path) -> ModelSpec:
         hub_id=str(folder),
         context=config.get("max_position_embeddings"),
         lora_targets={"phi3": FUSED_PROJECTIONS, "opt": OPT_PROJECTIONS}.get(config["model_type"], PROJECTIONS),
-        chat_template=OPT_TEMPLATE if config["model_type"] == "opt" else None,
+        chat_template=BASE_TEMPLATE if config["model_type"] == "opt" else None,
         fp16_unsafe=config["model_type"].startswith("gemma"),
         shape=_shape_from_config(config),
     )

@@ -1,15 +1,15 @@
 """The supervision audit: before training, what the trainer will really learn from, row by row.
 
 A template that never ends the answer, a limit that cuts it or a collator that masks it all leave the loss looking
-healthy, and a model that does not stop.
+healthy, and a model that does not stop. `audit` is for supervised fine-tuning, `audit_pairs` for preferences.
 """
 
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, takewhile
 from typing import Any
 
 ROWS = 500  # a fault of the template or of the limit shows in far fewer; more would cost time at every start
@@ -23,6 +23,13 @@ NOTHING = "no supervised token"
 CUT = "truncated answer"
 PADDED = "end token masked as padding (pad = eos)"
 ENDLESS = "no supervised end token"
+NO_BOS = "no BOS"
+LEFT_OUT = "left out as too long"
+PROMPTS_DIFFER = "chosen and rejected with different prompts"
+SAME = "chosen identical to rejected"
+
+Text = tuple[list[int], list[int]]
+"""Token ids of a prompt, and of a response to it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Tokens:
     bos: int | None
     pad: int | None
     is_blank: Callable[[int], bool]
+    begins: bool = False
+    """Whether a text begins with `bos`, by the tokenizer's doing or by the template's."""
 
 
 def audit(trainer: Any, *, allow_unsupervised: bool = False, show_tokens: int = 0) -> dict[str, Any]:
@@ -60,37 +69,53 @@ def audit(trainer: Any, *, allow_unsupervised: bool = False, show_tokens: int = 
     limit = args.max_length or getattr(args, "max_seq_length", None)
     rows = _rows(trainer)
     for number, (ids, labels) in enumerate(rows[:show_tokens], start=1):
-        print(_shown(number, ids, labels, tokenizer))
+        print(_shown(f"Row {number}", ids, labels, tokenizer))
 
     flaws = [find_flaws(ids, labels, tokens, limit) for ids, labels in rows]
     counts = {kind: sum(kind in found for found in flaws) for kind in (NOTHING, DOUBLE_BOS, ENDLESS, CUT, PADDED)}
-    lengths = sorted(len(ids) for ids, _ in rows)
-    result = {
-        "rows": len(rows),
-        "flaws": counts,
-        "pad_is_eos": tokens.pad is not None and tokens.pad == tokenizer.eos_token_id,
-        "length_limit": limit,
-        "tokens": {"p50": _quantile(lengths, 0.5), "p95": _quantile(lengths, 0.95), "max": lengths[-1]},
-        "padding": round(_padding(trainer), 4),
-    }
-    fixes = _fixes(tokenizer, limit)
-    _print_table(result, fixes, args.train_batch_size)
-    # TRL 1.15's collator pads the labels by themselves and never looks for the pad token. transformers' own one for
-    # language modelling does, and there every row comes out as PADDED.
-    if result["pad_is_eos"] and not counts[PADDED]:
-        print(
-            f"  The pad token is the end token, {tokenizer.eos_token}: harmless here, since this collator masks by "
-            "position; one that masks by token would leave the end untrained."
-        )
+    result = _result(tokenizer, len(rows), counts, [len(ids) for ids, _ in rows], limit, _padding(trainer))
+    _conclude(result, trainer, allow_unsupervised)
+    return result
 
-    kind, count = max(counts.items(), key=lambda item: item[1])
-    if counts[NOTHING] == len(rows):
-        raise ValueError(f"no row has a supervised token, so there is nothing to train on: {fixes[NOTHING]}")
-    if count > THRESHOLD * len(rows) and not allow_unsupervised:
-        raise ValueError(
-            f"{kind} in {count:,} of {len(rows):,} rows, where at most {THRESHOLD:.0%} may be bad: {fixes[kind]}; or "
-            "train all the same with --allow-unsupervised"
-        )
+
+def audit_pairs(trainer: Any, *, allow_unsupervised: bool = False, show_tokens: int = 0) -> dict[str, Any]:
+    """The same for preferences: what a built TRL DPO, KTO, Reward, ORPO or CPO trainer will compare.
+
+    A row is bad where either of its texts is. DPO's and KTO's are read as the collator will cut them. The rows that
+    DPO and Reward drop for their length are counted; KTO's are lost when it adds the texts for its KL term.
+
+    Args:
+        trainer: `trl.DPOTrainer`, `KTOTrainer` or `RewardTrainer`, or `trl.experimental`'s `ORPOTrainer` or
+            `CPOTrainer`, before `train()`.
+        allow_unsupervised: as for `audit`.
+        show_tokens: how many rows to print first, with the response marked (a reward model scores the whole text).
+
+    Returns:
+        As `audit`, with `tokens` and `padding` of texts, each a prompt with one response; KTO's comparison texts for
+        the KL term are not among them.
+
+    Raises:
+        ValueError: as `audit`; or a single row without a response, where the trainer divides by its length.
+    """
+    tokenizer, limit = trainer.processing_class, trainer.args.max_length
+    tokens = replace(_tokens(tokenizer, trainer.model), begins=_begins(tokenizer))
+    table = _tokenised(trainer)
+    if not len(table):
+        raise ValueError(f"no row is left to train on: each prompt alone fills the length limit ({limit:,} tokens)")
+    cut = getattr(trainer.data_collator, "max_length", None)
+    rows = [split_row(row, cut) for row in table]
+    for number, texts in enumerate(rows[:show_tokens], start=1):
+        for side, (prompt, response) in zip(("chosen", "rejected"), texts, strict=False):
+            name = f"Row {number}, {side}" if len(texts) > 1 else f"Row {number}"
+            print(_shown(name, prompt + response, [MASKED] * len(prompt) + response, tokenizer))
+
+    flaws = [find_pair_flaws(texts, tokens, limit) for texts in rows]
+    kinds = (NOTHING, DOUBLE_BOS, NO_BOS, ENDLESS, CUT, LEFT_OUT, PROMPTS_DIFFER, SAME)
+    counts = {kind: sum(kind in found for found in flaws) for kind in kinds}
+    lengths = [len(prompt) + len(response) for texts in rows for prompt, response in texts]
+    result = _result(tokenizer, len(rows), counts, lengths, limit, _pair_padding(trainer, cut))
+    # ORPO and SimPO. CPO's own loss sums, and is refused with them.
+    _conclude(result, trainer, allow_unsupervised, divides="chosen_labels" in table.column_names)
     return result
 
 
@@ -121,6 +146,53 @@ def find_flaws(ids: Sequence[int], labels: Sequence[int], tokens: Tokens, limit:
     return [*found, CUT if limit and len(ids) >= limit else ENDLESS]
 
 
+def find_pair_flaws(texts: Sequence[Text], tokens: Tokens, limit: int | None) -> set[str]:
+    """The flaws of one preference row, by name: those of `find_flaws` in any text, and those of the pair.
+
+    Args:
+        texts: of chosen and rejected, or KTO's one, as the collator cuts them.
+        limit: tokens that a text may have, None for any number.
+    """
+    if limit and any(response and len(prompt) + len(response) > limit for prompt, response in texts):
+        return {LEFT_OUT}
+    found: set[str] = set()
+    for prompt, response in texts:
+        ids, labels = [*prompt, *response], [MASKED] * len(prompt) + [*response]
+        found.update(find_flaws(ids, labels, tokens, limit))
+        if tokens.begins and ids[:1] != [tokens.bos]:
+            found.add(NO_BOS)
+    if len(texts) == 2:
+        (prompt, response), (other_prompt, other_response) = texts
+        if prompt != other_prompt:
+            found.add(PROMPTS_DIFFER)
+        if response and response == other_response:
+            found.add(SAME)
+    return found
+
+
+def split_row(row: dict[str, Any], cut: int | None = None) -> list[Text]:
+    """The texts of a row that a preference trainer has tokenised: of chosen and rejected, or KTO's one.
+
+    Args:
+        row: of the `train_dataset` of a TRL 1.15 trainer for DPO, KTO, Reward, ORPO or CPO. Reward tokenises prompt
+            and response as one, which is all response here.
+        cut: tokens of a text that the collator keeps, None for all.
+    """
+    if "completion_ids" in row:  # KTO
+        texts = [(row["prompt_ids"], row["completion_ids"])]
+    elif "chosen_labels" in row:  # ORPO and CPO: whole texts, whose labels mask the prompt
+        texts = []
+        for side in ("chosen", "rejected"):
+            ids, labels = row[f"{side}_input_ids"], row[f"{side}_labels"]
+            start = sum(1 for _ in takewhile(lambda label: label == MASKED, labels))
+            texts.append((ids[:start], ids[start:]))
+    else:
+        texts = [(row.get("prompt_ids", []), row[f"{side}_ids"]) for side in ("chosen", "rejected")]
+    if cut is None:
+        return texts
+    return [(prompt[:cut], response[: max(0, cut - len(prompt))]) for prompt, response in texts]
+
+
 def mark_supervised(
     ids: Sequence[int], labels: Sequence[int], decode: Callable[[list[int]], str], marks: tuple[str, str]
 ) -> str:
@@ -133,7 +205,8 @@ def mark_supervised(
 
 
 def _tokens(tokenizer: Any, model: Any) -> Tokens:
-    ends = model.generation_config.eos_token_id
+    # A reward model generates nothing and has no such settings.
+    ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = [*ends] if isinstance(ends, list | tuple) else [ends]
     return Tokens(
         ends=frozenset(end for end in [*ends, tokenizer.eos_token_id] if end is not None),
@@ -143,8 +216,39 @@ def _tokens(tokenizer: Any, model: Any) -> Tokens:
     )
 
 
+def _begins(tokenizer: Any) -> bool:
+    """Whether the tokenizer begins a plain text with its BOS, or the template a chat."""
+    starts = [tokenizer("a")["input_ids"][0]]
+    if tokenizer.chat_template:
+        starts += tokenizer.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)[:1]
+    return tokenizer.bos_token_id in starts  # which hold no None
+
+
+def _result(
+    tokenizer: Any, rows: int, counts: dict[str, int], lengths: list[int], limit: int | None, padding: float
+) -> dict[str, Any]:
+    lengths = sorted(lengths)
+    return {
+        "rows": rows,
+        "flaws": counts,
+        "pad_is_eos": tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id,
+        "length_limit": limit,
+        "tokens": {"p50": _quantile(lengths, 0.5), "p95": _quantile(lengths, 0.95), "max": lengths[-1]},
+        "padding": round(padding, 4),
+    }
+
+
 def _rows(trainer: Any) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of the first `ROWS` rows, as the collator gives them to the model, without padding."""
+    dataset = trainer._remove_unused_columns(_tokenised(trainer), description="audit")
+    rows: list[tuple[list[int], list[int]]] = []
+    for row in dataset:
+        rows += _documents({name: tensor.tolist() for name, tensor in trainer.data_collator([row]).items()})
+    return rows[:ROWS]
+
+
+def _tokenised(trainer: Any) -> Any:
+    """The first `ROWS` rows of the trainer's data set, as it has tokenised them."""
     from datasets import Dataset
 
     dataset = trainer.train_dataset
@@ -152,11 +256,7 @@ def _rows(trainer: Any) -> list[tuple[list[int], list[int]]]:
         # TRL filters out, without a word, the rows that the limit leaves without a supervised token. A filtered
         # data set still has them in its table.
         dataset = Dataset(dataset.data)
-    dataset = trainer._remove_unused_columns(dataset.select(range(min(ROWS, len(dataset)))), description="audit")
-    rows: list[tuple[list[int], list[int]]] = []
-    for row in dataset:
-        rows += _documents({name: tensor.tolist() for name, tensor in trainer.data_collator([row]).items()})
-    return rows[:ROWS]
+    return dataset.select(range(min(ROWS, len(dataset))))
 
 
 def _documents(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
@@ -171,18 +271,32 @@ def _documents(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
 
 def _padding(trainer: Any) -> float:
     """Share of padding in the batches that the trainer's sampler and collator make of the first `ROWS` rows."""
-    import torch
-
     dataset = trainer.train_dataset
     dataset = trainer._remove_unused_columns(dataset.select(range(min(ROWS, len(dataset)))), description="audit")
+    batches = [[dataset[i] for i in batch] for batch in _batches(trainer, dataset)]
+    masks = [trainer.data_collator(batch).get("attention_mask") for batch in batches]
+    real = sum(int(mask.sum()) for mask in masks if mask is not None)
+    return 1 - real / sum(mask.numel() for mask in masks if mask is not None) if real else 0.0
+
+
+def _pair_padding(trainer: Any, cut: int | None) -> float:
+    """The same for preference rows, whose batch is padded to the longest of all its texts."""
+    dataset = trainer.train_dataset.select(range(min(ROWS, len(trainer.train_dataset))))
+    lengths = [[len(prompt) + len(response) for prompt, response in split_row(row, cut)] for row in dataset]
+    batches = [[length for i in batch for length in lengths[i]] for batch in _batches(trainer, dataset)]
+    padded = sum(len(batch) * max(batch) for batch in batches)
+    return 1 - sum(map(sum, batches)) / padded if padded else 0.0
+
+
+def _batches(trainer: Any, dataset: Any) -> list[list[int]]:
+    """The numbers of the rows in each batch that the trainer's sampler makes of `dataset`."""
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(trainer.args.seed)
         order = list(trainer._get_train_sampler(dataset)) if len(dataset) else []
     size = trainer.args.train_batch_size
-    batches = [[dataset[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
-    masks = [trainer.data_collator(batch).get("attention_mask") for batch in batches]
-    real = sum(int(mask.sum()) for mask in masks if mask is not None)
-    return 1 - real / sum(mask.numel() for mask in masks if mask is not None) if real else 0.0
+    return [order[at : at + size] for at in range(0, len(order), size)]
 
 
 def _fixes(tokenizer: Any, limit: int | None) -> dict[str, str]:
@@ -193,7 +307,44 @@ def _fixes(tokenizer: Any, limit: int | None) -> dict[str, str]:
         ENDLESS: f"end the answer with {tokenizer.eos_token} in the chat template, inside what is trained",
         CUT: f"raise {length} or shorten the prompt: a cut answer teaches no end",
         PADDED: f"set a pad token other than {tokenizer.eos_token}: this collator masks both",
+        NO_BOS: f"begin the chat template with {tokenizer.bos_token}: a chat is tokenised as the template writes it",
+        LEFT_OUT: f"raise {length} or shorten the texts: this trainer drops what is longer without a word",
+        PROMPTS_DIFFER: "end the generation prompt where a token ends, such as a newline: its last characters merge "
+        "with the answer's first",
+        SAME: f"leave such pairs out, or raise {length} where it cuts off what tells them apart",
     }
+
+
+def _conclude(result: dict[str, Any], trainer: Any, allow_unsupervised: bool, divides: bool = False) -> None:
+    """Print one line or the table of flaws; refuse what nobody should train on.
+
+    Args:
+        divides: the loss divides by the number of supervised tokens, row by row.
+    """
+    tokenizer = trainer.processing_class
+    rows, counts, fixes = result["rows"], result["flaws"], _fixes(tokenizer, result["length_limit"])
+    _print_table(result, fixes, trainer.args.train_batch_size)
+    # TRL 1.15's collators pad the labels by themselves and never look for the pad token. transformers' own one for
+    # language modelling does, and there every row comes out as PADDED.
+    if result["pad_is_eos"] and not counts.get(PADDED):
+        print(
+            f"  The pad token is the end token, {tokenizer.eos_token}: harmless here, since this collator masks by "
+            "position; one that masks by token would leave the end untrained."
+        )
+
+    kind, count = max(counts.items(), key=lambda item: item[1])
+    if counts[NOTHING] == rows:
+        raise ValueError(f"no row has a supervised token, so there is nothing to train on: {fixes[NOTHING]}")
+    if divides and counts[NOTHING]:
+        raise ValueError(
+            f"{NOTHING} in {counts[NOTHING]:,} of {rows:,} rows, and this trainer divides by their number, so that one "
+            f"such row makes every weight NaN: {fixes[NOTHING]}"
+        )
+    if count > THRESHOLD * rows and not allow_unsupervised:
+        raise ValueError(
+            f"{kind} in {count:,} of {rows:,} rows, where at most {THRESHOLD:.0%} may be bad: {fixes[kind]}; or "
+            "train all the same with --allow-unsupervised"
+        )
 
 
 def _print_table(result: dict[str, Any], fixes: dict[str, str], batch_size: int) -> None:
@@ -211,12 +362,12 @@ def _print_table(result: dict[str, Any], fixes: dict[str, str], batch_size: int)
             print(f"  {kind:{width}}  {count:4}  {count / rows:6.1%}  {fixes[kind]}")
 
 
-def _shown(number: int, ids: list[int], labels: list[int], tokenizer: Any) -> str:
+def _shown(name: str, ids: list[int], labels: list[int], tokenizer: Any) -> str:
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     supervised = sum(label != MASKED for label in labels)
     how = "in green" if colour else "between « and »"
     marks = ("\033[32m", "\033[0m") if colour else ("«", "»")
-    return f"Row {number}: {len(ids):,} tokens, {supervised:,} supervised ({how}):\n" + mark_supervised(
+    return f"{name}: {len(ids):,} tokens, {supervised:,} supervised ({how}):\n" + mark_supervised(
         ids, labels, lambda run: tokenizer.decode(run, skip_special_tokens=False), marks
     )
 

@@ -19,8 +19,11 @@ MLP = ("gate_proj", "up_proj", "down_proj")
     [
         ("phi-4", 14_659_507_200, 8.47, 27.31, 204_800),
         ("mistral-7b", 7_248_023_552, 3.85, 13.50, 131_072),
+        ("zephyr-sft", 7_241_732_096, 3.84, 13.49, 131_072),
         ("llama-3.2-3b", 3_212_749_824, 2.09, 5.98, 114_688),
         ("llama-3.1-8b", 8_030_261_248, 5.31, 14.96, 131_072),
+        ("llama-3-8b", 8_030_261_248, 5.31, 14.96, 131_072),
+        ("qwen2.5-1.5b", 1_543_714_304, 1.06, 2.88, 28_672),
         ("gemma-3-1b", 999_885_952, 0.90, 1.86, 26_624),
         ("smollm2-135m", 134_515_008, 0.10, 0.25, 23_040),
         ("opt-1.3b", 1_315_758_080, 0.78, 2.45, 196_608),
@@ -41,6 +44,7 @@ def test_sizes_are_the_published_ones(alias, parameters, nf4_gib, bf16_gib, kv_b
         ("mistral-7b", 32, None, 83_886_080),
         ("llama-3.1-8b", 32, None, 83_886_080),
         ("llama-3.1-8b", 16, None, 41_943_040),
+        ("llama-3-8b", 16, None, 41_943_040),
         ("llama-3.2-3b", 64, None, 97_255_424),
         ("gemma-3-1b", 8, None, 6_522_880),
         ("smollm2-135m", 16, None, 4_884_480),
@@ -92,11 +96,11 @@ def test_resolve_knows_the_repositories_of_the_table():
 
 
 def test_resolve_leaves_the_shape_of_another_repository_unknown():
-    spec = resolve("Qwen/Qwen2.5-1.5B-Instruct")
-    assert (spec.alias, spec.shape) == ("Qwen2.5-1.5B-Instruct", None)
-    assert weights_source(spec, load_in_4bit=True) == "Qwen/Qwen2.5-1.5B-Instruct"
+    spec = resolve("Qwen/Qwen2.5-7B-Instruct")
+    assert (spec.alias, spec.shape) == ("Qwen2.5-7B-Instruct", None)
+    assert weights_source(spec, load_in_4bit=True) == "Qwen/Qwen2.5-7B-Instruct"
     for question in (spec.parameter_count, spec.kv_bytes_per_token, lambda: spec.weight_gib(True)):
-        with pytest.raises(ValueError, match=r"the shape of Qwen2\.5-1\.5B-Instruct is unknown"):
+        with pytest.raises(ValueError, match=r"the shape of Qwen2\.5-7B-Instruct is unknown"):
             question()
 
 
@@ -104,7 +108,7 @@ def test_resolve_leaves_the_shape_of_another_repository_unknown():
     ("name", "hint"),
     [
         ("phi4", "(did you mean phi-4?)"),
-        ("llama3.2-3b", "(did you mean llama-3.2-3b or llama-3.1-8b?)"),
+        ("llama3.2-3b", "(did you mean llama-3.2-3b or llama-3-8b?)"),
         ("gemma-3-1b-it", "(did you mean gemma-3-1b?)"),
         ("./not/here", "'./not/here': give one of phi-4,"),
         ("org/..", "'org/..': give one of"),
@@ -118,9 +122,11 @@ def test_resolve_names_the_closest_aliases(name, hint):
 
 
 def test_weights_source():
-    phi = MODELS["phi-4"]
+    phi, zephyr = MODELS["phi-4"], MODELS["zephyr-sft"]
     assert weights_source(phi, load_in_4bit=True) == "unsloth/phi-4-unsloth-bnb-4bit"
     assert weights_source(phi, load_in_4bit=False) == "microsoft/phi-4"
+    assert weights_source(zephyr, load_in_4bit=True) == "unsloth/zephyr-sft-bnb-4bit"
+    assert weights_source(zephyr, load_in_4bit=False) == "HuggingFaceH4/mistral-7b-sft-beta"
 
 
 CONFIGS = {

@@ -11,12 +11,19 @@ from recipes.common.supervision import (
     CUT,
     DOUBLE_BOS,
     ENDLESS,
+    LEFT_OUT,
     MASKED,
+    NO_BOS,
     NOTHING,
     PADDED,
+    PROMPTS_DIFFER,
+    SAME,
+    Text,
     Tokens,
     audit,
+    audit_pairs,
     find_flaws,
+    find_pair_flaws,
     mark_supervised,
 )
 
@@ -255,3 +262,173 @@ def test_rows_are_shown_as_the_loss_sees_them(build: Build, capsys: Any, monkeyp
     monkeypatch.setenv("NO_COLOR", "1")
     audit(trainer, show_tokens=1)
     assert "\x1b" not in capsys.readouterr().out
+
+
+# Preferences
+
+BEGUN = Tokens(frozenset({END, OTHER_END}), BOS, PAD, lambda token: token == NEWLINE, begins=True)
+PAIRS_AND_FLAWS: dict[str, tuple[list[Text], set[str]]] = {
+    "fine": ([([BOS, X], [X, END]), ([BOS, X], [Y, END, NEWLINE])], set()),
+    "one completion": ([([BOS, X], [X, END])], set()),
+    "whole texts": ([([], [BOS, X, X, END]), ([], [BOS, X, Y, END])], set()),
+    "an empty answer": ([([BOS, X], [END]), ([BOS, X], [Y, END])], set()),
+    "double BOS": ([([BOS, BOS, X], [X, END]), ([BOS, BOS, X], [Y, END])], {DOUBLE_BOS}),
+    "no BOS": ([([X, X], [X, END]), ([X, X], [Y, END])], {NO_BOS}),
+    "rejected without an end": ([([BOS, X], [X, END]), ([BOS, X], [Y])], {ENDLESS}),
+    "rejected cut": ([([BOS, X], [X, END]), ([BOS, X], [Y, Y, Y, Y, Y, Y])], {CUT}),
+    "chosen cut in the prompt": ([([BOS, *[X] * 7], []), ([BOS, *[X] * 6], [X])], {NOTHING, PROMPTS_DIFFER, CUT}),
+    "no room for either": ([([BOS, *[X] * 7], []), ([BOS, *[X] * 7], [])], {NOTHING}),
+    "a prompt beyond the limit": ([([BOS, *[X] * 9], []), ([BOS, *[X] * 9], [])], {NOTHING}),
+    "left out": ([([], [BOS, X, END]), ([], [BOS, X, X, X, X, X, X, Y, END])], {LEFT_OUT}),
+    "another prompt": ([([BOS, X], [X, END]), ([BOS], [Y, X, END])], {PROMPTS_DIFFER}),
+    "the same": ([([BOS, X], [X, END]), ([BOS, X], [X, END])], {SAME}),
+}
+
+
+@pytest.mark.parametrize(("texts", "flaws"), PAIRS_AND_FLAWS.values(), ids=PAIRS_AND_FLAWS)
+def test_a_pair_has_these_flaws(texts: list[Text], flaws: set[str]) -> None:
+    assert find_pair_flaws(texts, BEGUN, limit=8) == flaws
+
+
+def test_a_beginning_is_missed_only_where_the_tokenizer_or_the_template_writes_one() -> None:
+    assert find_pair_flaws([([X, X], [X, END])], TOKENS, limit=8) == set()
+
+
+@pytest.fixture(scope="module")
+def pairs(preference_trainer: Any, tiny: Path) -> Build:
+    """`pairs(method, rows, **settings)`: TRL's trainer for a preference method, with the tiny tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    template = tokenizer.chat_template
+
+    def make(method: str, rows: list[dict[str, Any]], **settings: Any) -> Any:
+        tokenizer.chat_template = settings.pop("template", template)
+        return preference_trainer(method, tokenizer, rows, **settings)
+
+    return make
+
+
+def pair(question: str, chosen: str, rejected: str) -> dict[str, Any]:
+    answers = {"chosen": chosen, "rejected": rejected}
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        **{side: [{"role": "assistant", "content": text}] for side, text in answers.items()},
+    }
+
+
+METHODS = ["dpo", "kto", "reward", "orpo", "simpo"]
+GOOD_PAIRS = [pair(f"What is {n} and {n}?" + " Think." * (n % 4) ** 3, f"{n + n}.", "I know not.") for n in range(40)]
+LONG = "What is two and two? " * 40
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_good_pairs_pass_in_one_line(pairs: Build, method: str, capsys: Any) -> None:
+    import torch
+
+    trainer = pairs(method, GOOD_PAIRS, per_device_train_batch_size=4)
+    state = torch.get_rng_state()
+    capsys.readouterr()
+    result = audit_pairs(trainer)
+    assert torch.equal(torch.get_rng_state(), state)
+    (line,) = capsys.readouterr().out.splitlines()
+    rows = 80 if method == "kto" else 40
+    assert line.startswith(f"Supervision of {rows} rows: all well; ") and line.endswith("padding in batches of 4")
+    assert json.loads(json.dumps(result)) == result
+    assert (result["rows"], set(result["flaws"].values())) == (rows, {0})
+    assert result["tokens"]["p50"] < result["tokens"]["max"] < 1024 == result["length_limit"]
+    masks = [
+        mask
+        for batch in trainer.get_train_dataloader()
+        for name, mask in batch.items()
+        if name in ("attention_mask", "chosen_attention_mask")
+    ]
+    real = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    assert result["padding"] == pytest.approx(real, abs=0.1)  # in another random order, and without rejected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pairs_without_an_end_token_are_refused(pairs: Build, method: str, capsys: Any) -> None:
+    trainer = pairs(method, GOOD_PAIRS, template=ENDLESS_TEMPLATE)
+    if method in ("orpo", "simpo"):  # they write one, whatever the template does
+        assert audit_pairs(trainer, allow_unsupervised=True)["flaws"][ENDLESS] == 0
+        return
+    with pytest.raises(ValueError, match=r"^no supervised end token in (\d+) of \1 rows, .*--allow-unsupervised$"):
+        audit_pairs(trainer)
+    assert audit_pairs(trainer, allow_unsupervised=True)["flaws"][ENDLESS] == len(trainer.train_dataset)
+    assert capsys.readouterr().out.splitlines()[-2].split() == ["what", "rows", "share", "what", "to", "do"]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo"])
+def test_a_limit_that_cuts_the_answers_is_refused(pairs: Build, method: str) -> None:
+    rows = [pair("What is two and two?", "It is four. " * 20, "It is five. " * 20) for _ in range(10)]
+    trainer = pairs(method, rows, max_length=48)
+    with pytest.raises(ValueError, match=r"^truncated answer in (\d+) of \1 rows, .*length limit \(48 tokens\)"):
+        audit_pairs(trainer)
+    assert audit_pairs(trainer, allow_unsupervised=True)["tokens"]["max"] == 48
+
+
+@pytest.mark.parametrize(("method", "flaw"), [("dpo", NOTHING), ("reward", LEFT_OUT)])
+def test_pairs_that_the_trainer_drops_without_a_word_are_counted(pairs: Build, method: str, flaw: str) -> None:
+    long = pair(LONG, "It is four.", "It is five.")
+    trainer = pairs(method, [*GOOD_PAIRS[:30], long, *GOOD_PAIRS[30:], long, long], max_length=256)
+    assert len(trainer.train_dataset) == 40
+    with pytest.raises(ValueError, match=rf"^{flaw} in 3 of 43 rows, where at most 5% may .*limit \(256 tokens\)"):
+        audit_pairs(trainer)
+    assert audit_pairs(pairs(method, [*GOOD_PAIRS, long], max_length=256))["flaws"][flaw] == 1
+
+
+def test_unpaired_rows_that_were_all_dropped_are_refused(pairs: Build) -> None:
+    trainer = pairs("kto", GOOD_PAIRS[:2])
+    trainer.train_dataset = trainer.train_dataset.select([])
+    with pytest.raises(ValueError, match=r"^no row is left to train on: .*length limit \(1,024 tokens\)"):
+        audit_pairs(trainer)
+
+
+@pytest.mark.parametrize("method", ["orpo", "simpo"])
+def test_one_row_without_a_response_is_refused_where_it_would_make_the_loss_nan(pairs: Build, method: str) -> None:
+    trainer = pairs(method, [*GOOD_PAIRS, pair(LONG, "It is four.", "It is five.")], max_length=256)
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in (39, 40)]))
+    assert loss.isnan()
+    with pytest.raises(ValueError, match=r"^no supervised token in 1 of 41 rows, .* every weight NaN: raise the len"):
+        audit_pairs(trainer, allow_unsupervised=True)
+
+
+def test_a_prompt_whose_end_merges_with_an_answer_is_found(pairs: Build) -> None:
+    rows = [pair("What is two and two?", "4.", "I know not.")] * 10  # after "assistant: ", the space is that of " I"
+    with pytest.raises(ValueError, match=r"^chosen and rejected with different prompts in 10 of 10 rows, .*merge"):
+        audit_pairs(pairs("orpo", rows, template=ENDLESS_TEMPLATE))
+    dpo = pairs("dpo", rows, template=ENDLESS_TEMPLATE)  # it moves the border of both
+    assert audit_pairs(dpo, allow_unsupervised=True)["flaws"][PROMPTS_DIFFER] == 0
+
+
+@pytest.mark.parametrize("method", ["dpo", "reward", "orpo", "simpo"])
+def test_pairs_that_say_the_same_are_found(pairs: Build, method: str) -> None:
+    with pytest.raises(ValueError, match=r"^chosen identical to rejected in 3 of 43 rows, .*leave such pairs out"):
+        audit_pairs(pairs(method, [*GOOD_PAIRS, *[pair("What?", "Four.", "Four.")] * 3]))
+
+
+def test_a_limit_that_leaves_no_difference_is_found(pairs: Build) -> None:
+    trainer = pairs(
+        "dpo", [pair("What is two and two?", "It is " * 40 + "four.", "It is " * 40 + "five.")], max_length=64
+    )
+    assert audit_pairs(trainer, allow_unsupervised=True)["flaws"] == {
+        **dict.fromkeys((NOTHING, DOUBLE_BOS, NO_BOS, ENDLESS, LEFT_OUT, PROMPTS_DIFFER), 0),
+        **{CUT: 1, SAME: 1},
+    }
+
+
+def test_pairs_are_shown_as_the_loss_sees_them(pairs: Build, capsys: Any) -> None:
+    rows = [pair("What?", "Four", "Five"), *GOOD_PAIRS]
+    trainer = pairs("dpo", rows)
+    capsys.readouterr()
+    audit_pairs(trainer, show_tokens=1)
+    shown = capsys.readouterr().out
+    assert shown.startswith("Row 1, chosen: ")
+    assert "«Four<|im_end|>\\n\n»" in shown
+    assert "Row 1, rejected: " in shown
+    assert "«Five<|im_end|>\\n\n»" in shown
+    trainer = pairs("kto", rows)
+    capsys.readouterr()
+    audit_pairs(trainer, show_tokens=1)
+    assert capsys.readouterr().out.startswith("Row 1: ")
