@@ -8,7 +8,7 @@ PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --
 READY  := .venv/.ready-$(DEVICE)
 PEER   := .venv-trl112
 
-.PHONY: help setup demo test test-real setup-vllm test-vllm bench lint lock clean
+.PHONY: help setup demo test test-real setup-vllm test-vllm bench bench-memory lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ test-vllm: setup-vllm ## train and evaluate through vLLM
 bench: setup $(PEER)/.ready ## time rewards and training steps side by side with bare TRL; ARGS="…" for the latter
 	$(PEER)/bin/python -m eval.bench_rewards
 	.venv/bin/python -m eval.bench_training --peer-python $(PEER)/bin/python $(ARGS)
+
+bench-memory: setup ## memory of the preference trainers beside SFT's on the same tokens; Linux
+	.venv/bin/python -m eval.bench_memory
 
 lint: setup ## style, format and types
 	.venv/bin/python -m ruff check .

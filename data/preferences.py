@@ -70,8 +70,8 @@ def unpaired(dataset: "Dataset") -> "Dataset":
     """Every response of the pairs as a row of its own, in the order that TRL's KTO needs.
 
     KTO's reference point is a KL estimated on mismatched prompts and responses. TRL 1.15 gives each prompt the
-    completion of the row before it, within as many consecutive rows as one device's batch holds, and does so before
-    it shuffles: a neighbour with the same prompt would be no mismatch. So a first pass takes chosen and rejected
+    completion of the row before it, within as many consecutive rows as one device's batch holds, and never
+    shuffles: a neighbour with the same prompt would be no mismatch. So a first pass takes chosen and rejected
     alternately, one of each pair, and a second pass takes the others. The responses of one pair stand as many rows
     apart as there are pairs, and any run of that many rows holds each pair once.
 

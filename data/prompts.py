@@ -6,7 +6,7 @@ Every rollout pays for every prompt token, so the texts are short: the math prom
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rewards.tags import FORMAT_EXAMPLE
 
@@ -53,6 +53,11 @@ def answer_messages(answer: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": answer}]
 
 
+def token_length(tokenizer: Any, text: str) -> int:
+    """How many tokens `text` is by itself, without special tokens: what a budget of `add_passages` counts."""
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def add_passages(dataset: "Dataset", *, budget: int, count_tokens: Callable[[str], int]) -> "Dataset":
     """Puts the evidence of every row into its prompt, before the question, and prints how much of it was cut.
 
@@ -62,7 +67,7 @@ def add_passages(dataset: "Dataset", *, budget: int, count_tokens: Callable[[str
     Args:
         dataset: with the columns `prompt`, whose last message is from the user, and `passages`, best first.
         budget: tokens for the passages of one prompt, their heading and the blank lines between them.
-        count_tokens: the length of a text in tokens, without special tokens.
+        count_tokens: the length of a text in tokens: `token_length` with its tokenizer.
 
     Returns:
         The same columns. `passages` holds what the prompt shows, in the order shown; where that is none, the prompt

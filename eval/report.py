@@ -428,7 +428,7 @@ def _charts(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) ->
         title = _method(results) if phase == method else phase.capitalize()
         wanted.append((f"{title}: loss", {phase}, ["loss"], None))
         if phase in paired:
-            kl = "as KTO estimates it, nats" if phase == "kto" else "nats per token"
+            kl = "as KTO estimates it, nats" if phase == "kto" else "nats per token of held-out answers"
             wanted += [
                 ("Training pairs ranked right", {phase}, ["rewards/accuracies", "accuracy"], "percent"),
                 ("Reward margin, chosen over rejected", {phase}, ["rewards/margins", "margin"], None),

@@ -17,6 +17,7 @@ points, 95 % CI -10.0 to +11.7), which is chance; loss of the held-out answers 2
 letter and to stop (cut off: 72.5 -> 0 %), and no science. No GPU has run this yet.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -103,8 +104,8 @@ def sft_config(args: Args, run: Run) -> object:
         learning_rate=args.learning_rate or LEARNING_RATES[args.adapter],
         lr_scheduler_type="linear",
         warmup_steps=0.05,
-        per_device_train_batch_size=min(8, args.batch_size),
-        gradient_accumulation_steps=max(1, args.batch_size // 8),
+        per_device_train_batch_size=math.gcd(8, args.batch_size),
+        gradient_accumulation_steps=args.batch_size // math.gcd(8, args.batch_size),
         max_length=args.max_length,
         completion_only_loss=True,
         packing=False,

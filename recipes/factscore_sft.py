@@ -18,16 +18,16 @@ There is no single right answer: the held-out loss decides, and token F1 with th
 Not yet measured. GPU: that path has not been run.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
 from data import factscore
-from data.prompts import add_passages
+from data.prompts import add_passages, token_length
 from eval.likelihood import completion_nll
 from eval.sampling import ModelSampler, Reward, evaluate
 from recipes.common import adapters, cli
@@ -111,17 +111,13 @@ def sft_config(args: Args, run: Run) -> object:
         learning_rate=args.learning_rate or LEARNING_RATES[args.adapter],
         lr_scheduler_type="linear",
         warmup_steps=0.05,
-        per_device_train_batch_size=min(8, args.batch_size),
-        gradient_accumulation_steps=max(1, args.batch_size // 8),
+        per_device_train_batch_size=math.gcd(8, args.batch_size),
+        gradient_accumulation_steps=args.batch_size // math.gcd(8, args.batch_size),
         max_length=args.max_length,
         completion_only_loss=True,
         packing=False,
         train_sampling_strategy="group_by_length",
     )
-
-
-def count_tokens(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def main(args: Args) -> None:
@@ -133,7 +129,7 @@ def main(args: Args) -> None:
         args.adapter, spec, max_seq_length=args.max_length, rank=args.lora_rank,
         virtual_tokens=args.virtual_tokens, seed=args.seed,
     )  # fmt: skip
-    count = partial(count_tokens, tokenizer)
+    count = partial(token_length, tokenizer)
     train = add_passages(train, budget=args.passage_tokens, count_tokens=count)
     test = add_passages(test, budget=args.passage_tokens, count_tokens=count)
     assess = partial(

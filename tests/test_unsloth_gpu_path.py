@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 SCRIPT = """
-import dataclasses, importlib, json, sys
+import dataclasses, functools, importlib, json, sys
 
 import unsloth
 from unsloth.models.rl import patch_trl_rl_trainers
@@ -45,25 +45,27 @@ args = dataclasses.replace(gsm8k_grpo.Args(), output_dir="runs")
 run = Run.open("gsm8k_grpo", resolve(args.model), args)
 run.stages["before"] = [{"tokens": 200}]
 found = {}
-for name, build in (
-    ("SFTConfig", lambda: gsm8k_grpo.warm_start_config(args, run)),
-    ("GRPOConfig", lambda: gsm8k_grpo.grpo_config(args, run, "model")),
-    ("GRPOConfig with vLLM", lambda: gsm8k_grpo.grpo_config(args, run, "vllm")),
-    *((f"SFTConfig of {name}", lambda m=importlib.import_module(f"recipes.{name}"): m.sft_config(m.Args(), run))
-      for name in sys.argv[1:]),
+for name, where, build in (
+    ("SFTConfig", "trl", lambda: gsm8k_grpo.warm_start_config(args, run)),
+    ("GRPOConfig", "trl", lambda: gsm8k_grpo.grpo_config(args, run, "model")),
+    ("GRPOConfig with vLLM", "trl", lambda: gsm8k_grpo.grpo_config(args, run, "vllm")),
+    *((f"{config} of {name}", where, functools.partial(getattr(module, function), module.Args(), run, *more))
+      for name, config, where, function, more in json.loads(sys.argv[1])
+      for module in [importlib.import_module(f"recipes.{name}")]),
 ):
-    rewritten = getattr(trl, name.split()[0])
+    home = importlib.import_module(where)
+    rewritten = getattr(home, name.split()[0])
     stock = rewritten.__mro__[1]  # the class that the generated one, of the same name, was made from
-    assert stock.__name__ == rewritten.__name__, "Unsloth rewrote nothing"
+    assert stock.__name__ == rewritten.__name__, f"Unsloth did not rewrite {name}"
     written = {}
 
     def recorded(**kwargs):
         written.update(kwargs)
         return rewritten(**kwargs)
 
-    setattr(trl, name.split()[0], recorded)
+    setattr(home, name.split()[0], recorded)
     theirs = fields(build())
-    setattr(trl, name.split()[0], rewritten)
+    setattr(home, name.split()[0], rewritten)
     found[name] = {
         "written": {key: plain(value) for key, value in written.items()},
         "rewritten": theirs,
@@ -93,8 +95,21 @@ HARMLESS = {
     "unsloth_num_chunks": "Unsloth's knob, at its default",
     "vllm_sampling_params": "Unsloth's knob, unset",
 }
-SFT_RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*_sft.py"))
-NAMES = ("SFTConfig", "GRPOConfig", "GRPOConfig with vLLM", *(f"SFTConfig of {name}" for name in SFT_RECIPES))
+# Method: its config, where that is imported from, the recipe's function, and what this needs beside arguments and run.
+METHODS: dict[str, tuple[str, str, str, list[Any]]] = {
+    "sft": ("SFTConfig", "trl", "sft_config", []),
+    "dpo": ("DPOConfig", "trl", "dpo_config", []),
+    "kto": ("KTOConfig", "trl", "kto_config", [[1.0, 1.0]]),
+    "orpo": ("ORPOConfig", "trl.experimental.orpo", "orpo_config", []),
+    "simpo": ("CPOConfig", "trl.experimental.cpo", "simpo_config", []),
+    "reward": ("RewardConfig", "trl", "reward_config", []),
+}
+RECIPES = [
+    (path.stem, *METHODS[method])
+    for path in sorted((ROOT / "recipes").glob("*_*.py"))
+    if (method := path.stem.rpartition("_")[2]) in METHODS
+]
+NAMES = ("SFTConfig", "GRPOConfig", "GRPOConfig with vLLM", *(f"{config} of {name}" for name, config, *_ in RECIPES))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +117,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dic
     """By config: the fields that the recipe wrote, and the values of all fields, rewritten and stock."""
     folder = tmp_path_factory.mktemp("gpu_path")  # Unsloth writes the rewritten trainers into it
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *SFT_RECIPES],
+        [sys.executable, "-c", SCRIPT, json.dumps(RECIPES)],
         cwd=folder,
         env=os.environ | {"UNSLOTH_ALLOW_CPU": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -72,7 +72,7 @@ def explain(error: Exception) -> str | None:
 
 def _raised_by_us(error: Exception) -> bool:
     last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return any(last.startswith(str(REPOSITORY / room)) for room in ("recipes", "data", "eval"))
+    return any(last.startswith(str(REPOSITORY / room)) for room in ("recipes", "rewards", "data", "eval"))
 
 
 def _came_through(error: BaseException | None, package: str) -> bool:

@@ -43,11 +43,13 @@ def has_vllm() -> bool:
 def quiet_libraries() -> None:
     """Silence what a user cannot act on; call it before the libraries are imported."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # tokenising a few thousand rows
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPO and CPO: pinned, and tested
     for name in (
         "bitsandbytes",
         "huggingface_hub",
         "torch.distributed",
         "transformers.trainer_callback",
+        "trl.experimental",
     ):  # absent optional kernels, retries
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

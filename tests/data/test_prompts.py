@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from data.prompts import PASSAGES_HEADING, SYSTEM_PROMPT, add_passages, math_messages
+from data.prompts import PASSAGES_HEADING, SYSTEM_PROMPT, add_passages, math_messages, token_length
 from rewards import tags
 
 
@@ -85,17 +86,21 @@ def test_the_budget_is_kept_best_first_and_what_is_cut_is_printed(capsys):
 
 def test_the_budget_holds_for_a_vocabulary_that_shortens_blank_lines_at_the_end():
     """Byte-level BPE, as in GPT-2 and SmolLM2: "\\n\\n" is one token at the end of a text, and two before a word."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<s>"], show_progress=False
+    )
     bpe.train_from_iterator(["Ada sang.\n\n", "Bo swam.\n\n"] * 50, trainer)
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
 
-    def count_tokens(text: str) -> int:
-        return len(bpe.encode(text).ids)
+    def tokenizer(text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": bpe.encode(text, add_special_tokens=add_special_tokens).ids}
 
+    count_tokens = partial(token_length, tokenizer)
     assert count_tokens("\n\n") == 1
     assert count_tokens("\n\nAda") == 2 + count_tokens("Ada")
     passages = [f"Ada sang. Bo swam {number} times." for number in range(20)]

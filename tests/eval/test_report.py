@@ -411,7 +411,7 @@ def test_curves_of_a_preference_run_in_reading_order(tmp_path: Path) -> None:
     common = ["Training pairs ranked right", "Reward margin, chosen over rejected"]
     logps = "Log-probability of the responses, nats"
     assert titles("dpo", preference_steps("dpo") + steps(0)) == [
-        *("DPO: loss", *common, logps, "KL to the reference, nats per token", "Warm start: loss")
+        *("DPO: loss", *common, logps, "KL to the reference, nats per token of held-out answers", "Warm start: loss")
     ]
     assert titles("simpo", preference_steps("simpo", kl=None)) == ["SimPO: loss", *common, logps]
     kto = preference_steps("kto", **{"kl": 0.5, "rewards/accuracies": None})

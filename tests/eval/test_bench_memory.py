@@ -1,0 +1,91 @@
+"""The benchmark's arithmetic, its table, its rows and its gauge; the measurement itself is `make bench-memory`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eval.bench_memory import (
+    BARS,
+    CONTENDERS,
+    PAIRS,
+    PEER,
+    Memory,
+    judge,
+    longest_pairs,
+    reset_peak,
+    resident_mib,
+    table,
+)
+
+SFT = Memory(start_mib=800, peak_mib=1800, batch=[8, 81], tokens=631)
+
+
+def test_a_bar_is_judged_by_what_lies_above_the_start() -> None:
+    memory = {
+        "sft": SFT,
+        "dpo": replace(SFT, peak_mib=2050),  # 1,250 of 1,000: the bar itself
+        "dpo precomputed": replace(SFT, start_mib=700, peak_mib=1951),  # 1,251 of 1,000
+        "kto": replace(SFT, peak_mib=9800),
+    }
+    assert [(row["whose"], row["ratio"], row["met"]) for row in judge(memory)] == [
+        ("dpo", 1.25, True),
+        ("dpo precomputed", 1.251, False),
+        ("kto", 9.0, None),
+    ]
+
+
+def test_no_ratio_of_different_tokens_is_judged() -> None:
+    for other in (replace(SFT, tokens=630), replace(SFT, batch=[8, 82])):
+        with pytest.raises(RuntimeError, match=r"dpo had batches of \[8, 8.\] with 63. tokens, and sft of \[8, 81\]"):
+            judge({"sft": SFT, "dpo": other})
+        assert judge({"sft": SFT, "orpo": other})[0]["met"] is None
+
+
+def test_every_bar_has_its_contender() -> None:
+    assert {PEER, *BARS} <= set(CONTENDERS)
+
+
+def test_the_table_says_what_is_met_and_what_is_missed() -> None:
+    memory = {
+        "sft": SFT,
+        "dpo": replace(SFT, peak_mib=1900),
+        "dpo precomputed": replace(SFT, peak_mib=2400),
+        "orpo": replace(SFT, tokens=623, peak_mib=2400),
+    }
+    head, *lines = table(memory, judge(memory)).splitlines()
+    assert [len(line) for line in (head, lines[0])] == [56, 48]  # the peer has no ratio
+    assert [" ".join(line.split()) for line in (head, *lines)] == [
+        "tokens start peak above / sft",
+        "sft 631 800 1,800 1,000",
+        "dpo 631 800 1,900 1,100 1.100 at most 1.25: met",
+        "dpo precomputed 631 800 2,400 1,600 1.600 at most 1.25: MISSED",
+        "orpo 623 800 2,400 1,600 1.600 for information",
+    ]
+
+
+def test_the_longest_pairs_are_chosen_by_both_answers() -> None:
+    class Words:
+        def apply_chat_template(self, messages: list[dict[str, str]], *, return_dict: bool) -> list[str]:
+            return " ".join(message["content"] for message in messages).split()
+
+    from data import ultrafeedback
+
+    def words(row: dict) -> int:
+        texts = [row[side][0]["content"] for side in ("chosen", "rejected")] + 2 * [row["prompt"][-1]["content"]]
+        return sum(len(text.split()) for text in texts)
+
+    found = [words(row) for row in longest_pairs(Words())]
+    assert found == sorted((words(row) for row in ultrafeedback.load("train", source="sample")), reverse=True)[:PAIRS]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux has /proc")
+def test_the_gauge_keeps_a_peak_until_it_is_reset() -> None:
+    reset_peak()
+    before = resident_mib("VmHWM")
+    block = b"\1" * (64 << 20)
+    del block
+    assert 60 <= resident_mib("VmHWM") - before <= 100
+    reset_peak()
+    assert resident_mib("VmHWM") - resident_mib("VmRSS") < 8
+    assert resident_mib("VmHWM") - before < 32
