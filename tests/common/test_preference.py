@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes.common.cli import explain
-from recipes.common.preference import reference_name, reference_policy, rendered, start_from, switch_off_reference
+from recipes.common.preference import reference_name, reference_policy, rendered, start_from, switch_off_reference, watch
 from recipes.common.supervision import audit_pairs, split_row
 from recipes.common.tiny import CHATML
 
@@ -201,6 +201,17 @@ def test_a_copy_that_is_kept_is_the_reference(preference_trainer: Any, tokenizer
         assert logits(model) == copied
     assert base != copied != policy
     assert logits(model) == policy and trainable(model) == names
+
+
+@pytest.mark.parametrize("own_kl", [False, True])
+def test_a_run_is_watched_once(own_kl: bool, preference_trainer: Any, tokenizer: Any) -> None:
+    from datasets import Dataset
+
+    trainer = preference_trainer("dpo", tokenizer, PAIRS)
+    before = {type(callback).__name__ for callback in trainer.callback_handler.callbacks}
+    watch(trainer, None if own_kl else Dataset.from_list(PAIRS), remedy="less of it")
+    added = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    assert [name for name in added if name not in before] == ["LikelihoodWatch", "KLProbe"][: 2 - own_kl]
 
 
 def test_the_policy_comes_back_after_an_error(preference_trainer: Any, tokenizer: Any) -> None:
