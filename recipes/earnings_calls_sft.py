@@ -9,13 +9,14 @@ Deviations from common practice and from TRL's defaults:
 5. The parts of the call nearest to the question stand in the prompt, as many as fit a budget; what was cut is printed.
    Where the figure was cut with them, nobody can answer.
 Graded with a tolerance of 1 %, scales and signs read ("$1.2bn" is "1,200 million"); a company is trained on or tested.
-The base model answers in sentences and scores 0 by that rule, so part of a gain is form.
+The base model answers in sentences, which mostly score 0 by that rule, so part of a gain is form.
 
     python recipes/earnings_calls_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/earnings_calls_sft.py                                         # without a GPU: SmolLM2, our own rows
     python -m eval.adapters --dataset earnings_calls                             # all of them, side by side
 
-Not yet measured. GPU: that path has not been run.
+SmolLM2, one CPU core, LoRA, 24 steps, 2 min, 4.9 GB, n = 13 rows of our own, 2026-11-22: loss 2.41 -> 0.77, accuracy
+15.4 -> 15.4 %. It learnt to give a figure alone, and not to find it in the transcript. Real rows and a GPU: not yet.
 """
 
 import math

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from recipes.common.cli import explain
-from recipes.common.preference import reference_name, reference_policy, rendered, start_from, switch_off_reference, watch
+from recipes.common.preference import (
+    reference_name,
+    reference_policy,
+    rendered,
+    start_from,
+    switch_off_reference,
+    watch,
+)
 from recipes.common.supervision import audit_pairs, split_row
 from recipes.common.tiny import CHATML
 
