@@ -1,0 +1,304 @@
+"""PairRM, a ranker of 0.4 billion parameters that reads two responses to a prompt side by side, as a judge.
+
+Architecture: LLM-Blender (arXiv 2306.02561, section 3), on transformers' own DeBERTa-v2. DeBERTa-v3-large reads prompt,
+first response and second response as one text; a head of two layers scores either response from the hidden states at
+the token that begins the prompt and the one that begins the response; the logit is the score of the first less that of
+the second. The input is that of the model card of `llm-blender/PairRM-hf`. Weights: MIT licence; of the repository only
+the safetensors are fetched, no pickle. Real weights not loaded here yet: what is tested is the names of their tensors,
+and everything else on a small random model.
+
+PairRM was trained on openai/webgpt_comparisons and on UltraFeedback, among others: it must not be the only judge of a
+model that was trained on either, with PairRM as its reward or without.
+"""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+Messages = list[dict[str, str]]
+
+SOURCE = "llm-blender/PairRM-hf"
+PREFIXES = {
+    "source_prefix_id": "<|source|>",
+    "cand1_prefix_id": "<|candidate1|>",
+    "cand2_prefix_id": "<|candidate2|>",
+}
+MAX_SOURCE, MAX_LENGTH = 1224, 2048  # tokens; what the prompt leaves of the second, the responses share
+TURNS = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."  # sic
+
+# A batch is of at most so many tokens: the longest input is one by itself. Beside the 1.6 GiB of weights, two rows of
+# 900 tokens take 0.9 GiB and one of 2,040 takes 1.9 (on a CPU, with weights of the published shapes that mean nothing).
+BATCH_TOKENS = MAX_LENGTH
+
+
+def model_class() -> Any:
+    """The class of the published model: `model(input_ids, attention_mask)` are the logits, one for each row.
+
+    A positive logit says that the first response is better. Rows are padded on the right, and each holds the three
+    prefix tokens once. Their ids, the head's dropout and how many scores it gives a response stand in the config.
+    """
+    import torch
+    from transformers import DebertaV2Model, DebertaV2PreTrainedModel
+
+    class PairRM(DebertaV2PreTrainedModel):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.pretrained_model = DebertaV2Model(config)
+            self.head_layer = torch.nn.Sequential(
+                torch.nn.Dropout(config.drop_out),
+                torch.nn.Linear(2 * config.hidden_size, config.hidden_size),
+                torch.nn.Tanh(),
+                torch.nn.Dropout(config.drop_out),
+                torch.nn.Linear(config.hidden_size, config.n_tasks),
+            )
+            self.post_init()
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            states = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            rows = torch.arange(len(input_ids), device=input_ids.device)
+            source, first, second = (
+                states[rows, (input_ids == getattr(self.config, name)).int().argmax(dim=1)] for name in PREFIXES
+            )
+            left, right = (self.head_layer(torch.cat([source, response], dim=-1)) for response in (first, second))
+            return (left - right).mean(dim=-1)
+
+    return PairRM
+
+
+def load(source: str = SOURCE, revision: str | None = None) -> "Judge":
+    """PairRM in float32, on the GPU where there is one.
+
+    Args:
+        source: hub id, or a folder with config, safetensors and tokenizer.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: the hub cannot be reached, there are no safetensors, tensors are missing, unexpected or of another
+            shape, or the tokenizer does not know the tokens that begin prompt and responses.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    folder = fetch(source, revision)
+    log = logging.getLogger("transformers.modeling_utils")
+    log.disabled = True  # it prints a table of what the sentence below says
+    try:
+        model, found = model_class().from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    finally:
+        log.disabled = False
+    for kind in ("missing", "unexpected", "mismatched"):
+        if names := sorted(str(name) for name in found[f"{kind}_keys"]):
+            raise ValueError(
+                f"the weights of {source} are not PairRM's: {len(names)} {kind}, {names[0]} first; copy or fetch them "
+                "again"
+            )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.truncation_side = tokenizer.padding_side = "right"
+    for name, token in PREFIXES.items():
+        expected = [tokenizer.cls_token_id, getattr(model.config, name)]
+        if (ids := tokenizer.encode(token))[:2] != expected:
+            raise ValueError(
+                f"the tokenizer of {source} reads {token} as {ids}, expected it to begin with {expected}, [CLS] and "
+                f"the config's {name}: take the tokenizer that was saved with the model"
+            )
+    return Judge(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer)
+
+
+def prefer(
+    source: str = SOURCE, revision: str | None = None
+) -> Callable[[Sequence[str | Messages], Sequence[str], Sequence[str]], list[float]]:
+    """A judge for `eval.winrate`: the probability that the first response to a prompt is better than the second.
+
+    Fetched now, before a recipe trains for hours, and loaded at the first call. It reads every pair in the order given:
+    `win_rate` asks for both, decides as if the logits were averaged, and counts how often the order changes PairRM's
+    mind. Raises ValueError as `load`.
+    """
+    folder = str(fetch(source, revision))
+    load_once = cache(load)
+
+    def compare(prompts: Sequence[str | Messages], first: Sequence[str], second: Sequence[str]) -> list[float]:
+        return load_once(folder).compare(prompts, first, second, symmetric=False)
+
+    return compare
+
+
+def fetch(source: str = SOURCE, revision: str | None = None) -> Path:
+    """The folder of a PairRM: `source` itself, or where the hub's copy is kept, fetched where it is not.
+
+    Raises ValueError where the hub cannot be reached, and for a folder without PairRM's config and safetensors.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.json", "*.model", "*.safetensors"]  # nothing pickled
+        try:
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+        except Exception as error:  # the network, the hub, the name or the disk, under any of a dozen types
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+            raise ValueError(
+                f"{source} could not be fetched from the hub ({reason}): the first load needs the network, so connect, "
+                "or give a folder with its config, safetensors and tokenizer"
+            ) from error
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if missing := [name for name in (*PREFIXES, "n_tasks", "drop_out") if name not in config]:
+        raise ValueError(f"{source} holds no PairRM (a config.json with {missing[0]}): give {SOURCE} or a copy of it")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{source} holds no safetensors: other weights are pickles, which are not read; fetch it again"
+        )
+    return folder
+
+
+class Judge:
+    """PairRM and its tokenizer. `load` makes one.
+
+    A prompt is text, or messages that end with the user's. A single message stands for itself; several are written as
+    published for conversations, and the model's earlier answers in them belong to both responses. A system message,
+    which PairRM's training had none of, is put before the first of the user's. Long prompts and responses lose their
+    ends: a prompt what is over 1,224 tokens, a response half of what the prompt leaves of 2,048, prefix, [CLS] and
+    [SEP] included; so where earlier answers fill that half, the responses cannot be told apart.
+
+    What is read together does not change a logit by more than rounding: each row is cut by itself, and rows are
+    batched with those of similar length.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        marks = ["<|candidate|>", *PREFIXES.values(), tokenizer.cls_token, tokenizer.sep_token]
+        self._marks = re.compile("|".join(map(re.escape, marks)))
+
+    def logits(self, prompts: Sequence[str | Messages], first: Sequence[str], second: Sequence[str]) -> list[float]:
+        """By how much PairRM, which reads `first` before `second`, finds the first response the better one.
+
+        The log-odds of P(first better) as trained, in one order only: it may favour a position. Against a fixed
+        response to each prompt as `second` this is a reward for reinforcement learning: any number, neither clipped
+        nor scaled.
+
+        Raises:
+            ValueError: lists of different sizes, or a prompt whose turns do not alternate and end with the user's.
+        """
+        _check_sizes(prompts, first, second)
+        return self._forward([self.encode(*row) for row in zip(prompts, first, second, strict=True)])
+
+    def compare(
+        self,
+        prompts: Sequence[str | Messages],
+        first: Sequence[str],
+        second: Sequence[str],
+        *,
+        symmetric: bool = True,
+    ) -> list[float]:
+        """P(first better), from 0 to 1, for each prompt; fits `eval.winrate.Prefer`. Raises ValueError as `logits`.
+
+        Symmetric, it is sigmoid((logit of first, second - logit of second, first) / 2), so that P(first better) and
+        P(second better) sum to 1. Both logits are log-odds, for PairRM is trained on -log sigmoid of its logit in one
+        order: halved, their difference is the mean of two estimates of the same log-odds, and its sign the published
+        verdict. Otherwise it is the sigmoid of the one logit, for half the work.
+        """
+        _check_sizes(prompts, first, second)
+        if not symmetric:
+            return [_sigmoid(logit) for logit in self.logits(prompts, first, second)]
+        both = self.logits([*prompts, *prompts], [*first, *second], [*second, *first])
+        forth, back = both[: len(prompts)], both[len(prompts) :]
+        return [_sigmoid((one - other) / 2) for one, other in zip(forth, back, strict=True)]
+
+    def rank(self, prompts: Sequence[str | Messages], candidates: Sequence[Sequence[str]]) -> list[list[int]]:
+        """The rank of each candidate response to each prompt: 1 is the best, and equal scores share a rank.
+
+        As published: every ordered pair of candidates is read, C[i, j] is the logit of i before j, and the score of i
+        is the mean over j of C[i, j] - C[j, i]. Raises ValueError as `logits`.
+        """
+        if len(prompts) != len(candidates):
+            raise ValueError(f"PairRM: {len(prompts)} prompts, but {len(candidates)} lists of candidates")
+        pairs = [(n, i, j) for n, texts in enumerate(candidates) for i, j in permutations(range(len(texts)), 2)]
+        found = self.logits(
+            [prompts[n] for n, _, _ in pairs],
+            [candidates[n][i] for n, i, _ in pairs],
+            [candidates[n][j] for n, _, j in pairs],
+        )
+        logit = dict(zip(pairs, found, strict=True))
+        ranks = []
+        for n, texts in enumerate(candidates):
+            others = range(len(texts))  # of as many, the sum ranks as the mean does
+            scores = [sum(logit[n, i, j] - logit[n, j, i] for j in others if j != i) for i in others]
+            ranks.append([1 + sum(other > score for other in scores) for score in scores])
+        return ranks
+
+    def encode(self, prompt: str | Messages, first: str, second: str) -> list[int]:
+        """The ids of one row: [CLS] prefix text [SEP], three times over, at most 2,048 in all.
+
+        Texts that hold these tokens themselves would move what the head reads: they are replaced by a space, as
+        llm-blender does with [SEP].
+        """
+        source, start = _as_text(prompt)
+        ids = self._segment("source_prefix_id", source, MAX_SOURCE)
+        limit = (MAX_LENGTH - len(ids)) // 2
+        one = self._segment("cand1_prefix_id", start + first, limit)
+        return ids + one + self._segment("cand2_prefix_id", start + second, limit)
+
+    def _segment(self, prefix: str, text: str, limit: int) -> list[int]:
+        clean = self._marks.sub(" ", text)
+        return self.tokenizer.encode(PREFIXES[prefix] + clean, max_length=limit, truncation=True)
+
+    def _forward(self, rows: Sequence[list[int]]) -> list[float]:
+        """The logit of each row; equal rows are read once, so that theirs are equal to the last digit."""
+        import torch
+
+        batches: list[list[tuple[int, ...]]] = []
+        for row in sorted(set(map(tuple, rows)), key=lambda row: (len(row), row)):
+            if not batches or (len(batches[-1]) + 1) * len(row) > BATCH_TOKENS:
+                batches.append([])
+            batches[-1].append(row)
+        logits: dict[tuple[int, ...], float] = {}
+        for batch in batches:
+            # As long as the longest row: published are 2,048, of which columns of nothing but padding are dropped.
+            padded = self.tokenizer.pad({"input_ids": [list(row) for row in batch]}, return_tensors="pt")
+            padded = padded.to(self.model.device)
+            with torch.inference_mode():
+                found = self.model(padded["input_ids"], padded["attention_mask"])
+            logits.update(zip(batch, found.tolist(), strict=True))
+        return [logits[tuple(row)] for row in rows]
+
+
+def _check_sizes(prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> None:
+    if len({len(prompts), len(first), len(second)}) != 1:
+        raise ValueError(
+            f"PairRM: expected two responses to every prompt, got {len(prompts)} prompts, {len(first)} and "
+            f"{len(second)} responses"
+        )
+
+
+def _as_text(prompt: str | Messages) -> tuple[str, str]:
+    """What PairRM reads as the prompt, and what both responses begin with."""
+    if isinstance(prompt, str):
+        return prompt, ""
+    system, turns = "", prompt
+    if prompt and prompt[0]["role"] == "system":
+        system, turns = prompt[0]["content"] + "\n", prompt[1:]
+    roles = [message["role"] for message in turns]
+    if not len(roles) % 2 or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
+        raise ValueError(
+            f"PairRM: a prompt has the roles {', '.join(message['role'] for message in prompt) or 'of no message'}, "
+            "expected user and assistant in turn, a user's message last"
+        )
+    asked, answered = ([message["content"] for message in turns[start::2]] for start in (0, 1))
+    asked[0] = system + asked[0]
+    if not answered:
+        return asked[0], ""
+    inputs = [f"USER: {text}\nAssistant: <Response {i}>" for i, text in enumerate(asked, start=1)]
+    earlier = [f"<Response {i}>: {text}\n" for i, text in enumerate(answered, start=1)]
+    return TURNS + "\n".join(inputs), "".join(earlier) + f"<Response {len(asked)}>: "
+
+
+def _sigmoid(logit: float) -> float:
+    return 0.5 + 0.5 * math.tanh(logit / 2)  # no overflow
