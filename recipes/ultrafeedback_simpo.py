@@ -12,7 +12,9 @@ Held-out pairs, before and after: is the chosen answer the likelier one, per tok
     python recipes/ultrafeedback_simpo.py --model zephyr-sft
     python recipes/ultrafeedback_simpo.py                    # without a GPU: SmolLM2, our own pairs
 
-SmolLM2, two CPU cores: not yet measured. No GPU has run this yet.
+SmolLM2, one CPU core, 5 min, 2.3 GB, n = 48 pairs of our own, 2026-11-22: accuracy 58 -> 100 % (95 % CI of the
+difference +27 to +56), margin 0.3 -> 5.6, KL 1.2 nats a token. It learnt their form, an answer and its reason (cut off
+at 64 tokens: 94 -> 35 %), and no facts. At a learning rate of 1e-4: +6 points (0 to +15). No GPU has run this yet.
 """
 
 import math
@@ -34,7 +36,7 @@ from recipes.common.preference import reference_policy, rendered, start_from, wa
 from recipes.common.rollouts import Rollouts
 from recipes.common.run import Run
 from recipes.common.supervision import audit_pairs
-from rewards import reward_model
+from rewards import judges
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Args:
     max_completion_length: int = 256
     """Limit in tokens of the answers written for reading and judging"""
     judge: str = "none"
-    """none, or the adapter folder of a reward model that prefers between the answers of before and after"""
+    """none, or the judge between before and after: a reward model's adapter folder, or pairrm (has seen these data)"""
     # Run
     output_dir: str = "outputs"
     """Where runs go: <output-dir>/ultrafeedback_simpo/<model>/<time>/"""
@@ -96,7 +98,7 @@ class Args:
 
 ON_CPU = Args(
     model=default_alias(gpu=False), load_in_4bit=False, source="sample", max_length=256, lora_rank=16,
-    learning_rate=1e-4, max_steps=36, batch_size=8, eval_pairs=48, max_completion_length=64,
+    learning_rate=5e-4, max_steps=36, batch_size=8, eval_pairs=48, max_completion_length=64,
 )  # fmt: skip
 SMOKE = {"source": "sample", "max_steps": 3, "batch_size": 4, "eval_pairs": 8, "max_completion_length": 8}
 
@@ -143,7 +145,7 @@ def main(args: Args) -> None:
     spec = resolve(args.model)
     train = ultrafeedback.load("train", source=args.source)
     test = ultrafeedback.load("test", source=args.source, limit=args.eval_pairs)
-    judge = None if args.judge == "none" else reward_model.prefer(args.judge)
+    judge = judges.by_name(args.judge)
     run = Run.open("ultrafeedback_simpo", spec, args, correct=PREFERENCE, format=None)
     model, tokenizer = load_model(args, spec)
 
