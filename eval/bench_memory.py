@@ -32,7 +32,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from eval.files import write_json_atomic
+from eval.files import results_path, write_json_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS, STEPS, MAX_LENGTH, RANK, SEED = 4, 3, 256, 16, 3407
@@ -250,9 +250,7 @@ def main() -> int:
     print(f"\n{about['machine']}; {rows} rows of at most {width} tokens, {STEPS} steps; resident memory in MiB")
     print(table(memory, judged))
 
-    folder = ROOT / "eval" / "results" / re.sub(r"[^a-z0-9]+", "-", about["machine"].lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{date.today().isoformat()}-memory.json"
+    path = results_path(about["machine"], "memory")
     write_json_atomic(
         path,
         {

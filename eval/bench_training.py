@@ -21,7 +21,6 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from eval.files import write_json_atomic
+from eval.files import results_path, write_json_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 NEVER_WRITTEN = "<empty_output>"  # a special token of SmolLM2's vocabulary that no chat contains
@@ -326,9 +325,7 @@ def main() -> int:
     if "vllm" not in [*about, *found["failed"]]:
         print("vLLM: not measured; `make setup-vllm` adds it")
 
-    folder = ROOT / "eval" / "results" / re.sub(r"[^a-z0-9]+", "-", recipe["machine"].lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{date.today().isoformat()}-training.json"
+    path = results_path(recipe["machine"], "training")
     write_json_atomic(
         path,
         {

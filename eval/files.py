@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,10 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     objects, and OSError.
     """
     write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def results_path(machine: str, what: str) -> Path:
+    """Where today's figures of a benchmark are kept, eval/results/<machine>/<date>-<what>.json; makes the folder."""
+    folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{date.today().isoformat()}-{what}.json"
