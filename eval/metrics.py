@@ -7,7 +7,9 @@ A *record* is one graded completion, a line of `completions.jsonl`:
      "scores": {"correctness_reward": 1.0 | 0.0 | None, ...}, "reward": 2.5 | None}
 
 A greedy record may also hold what the gold completion costs the model: "nll", the negative log-likelihood in nats
-summed over its tokens, and "nll_tokens", their number. None means that something could not be graded, which is not
+summed over its tokens, and "nll_tokens", their number. One score may say what is solved; without it, what the gold
+completions cost is the measure of a stage, and where that was not measured either, the reward of the sampled
+completions is, which may be any number. None means that something could not be graded, which is not
 the model's fault: it is left out and counted. Every stage sees the same problems, so two stages are compared problem
 by problem, which removes the largest source of noise, how hard the problems happen to be. The unit of every interval
 is the problem: four samples of one problem are not four independent observations, nor are the tokens of one answer.
@@ -96,16 +98,18 @@ def summarise(
     """Summarise the records of one stage in numbers ready for JSON; None where nothing was measured.
 
     A problem is solved where its score named `correct` is 1.0, and a completion well formed where `format` is; of
-    `PREFERENCE`, 0.5 is half solved. Without `correct` no answer is right or wrong, and the held-out loss is what the
-    stage is judged by. Keys:
+    `PREFERENCE`, 0.5 is half solved. Without `correct` no answer is right or wrong, and the stage is judged by the
+    held-out loss, or by the sampled reward where no record has "nll". Keys:
 
-    - "name"; "n", the problems whose greedy record could be judged; "ungraded", those where it could not
+    - "name"; "n", the problems that could be judged: by their greedy record, or by the reward of one sampled record
+      at least; "ungraded", those that could not
     - "accuracy" with "ci95", "format_rate" with "format_ci95": shares of the greedy completions, Wilson
     - "scores": the mean of every score over the greedy records
     - "loss", nats per token over all gold completions together, with "loss_ci95", a bootstrap over problems;
       "perplexity", its exponential
     - "sampled_accuracy", "sampled_format_rate", "sampled_reward" (weighted total) with "sampled_reward_ci95":
       means over problems of the mean over samples, bootstrap interval over problems
+    - "greedy_reward": the mean weighted total of the greedy completions
     - "truncation_rate" of all records; "mean_length" (greedy) and "sampled_mean_length", in tokens
     - "rewards": the mean of every score over the sampled records
 
@@ -117,7 +121,13 @@ def summarise(
     greedy = [record for record in records if record["kind"] == "greedy"]
     sampled = [record for record in records if record["kind"] == "sampled"]
     solved, formatted, losses = rates["accuracy"].values(), rates["format_rate"].values(), problem_losses(records)
-    judged = len(solved) if correct else len(losses)
+    measure = _measure(records, correct)
+    judged = len(losses if measure == "loss" else rates[measure])
+    if not judged and measure == "sampled_reward":
+        raise ValueError(
+            f"stage {name!r}: none of its {len(sampled)} sampled completions has a reward (and no record has an nll): "
+            "sample every problem at least once, and check what the reward function needs"
+        )
     if not judged:
         raise ValueError(
             f"stage {name!r}: none of its {len(greedy)} greedy completions could be graded "
@@ -127,7 +137,7 @@ def summarise(
     return {
         "name": name,
         "n": judged,
-        "ungraded": len(greedy) - judged,
+        "ungraded": len({record["index"] for record in records}) - judged,
         "accuracy": _mean(solved),
         "ci95": _share_interval(solved),
         "scores": _mean_scores(greedy),
@@ -137,6 +147,7 @@ def summarise(
         "sampled_accuracy": _mean(rates["sampled_accuracy"].values()),
         "sampled_reward": _mean(rates["sampled_reward"].values()),
         "sampled_reward_ci95": _rounded(bootstrap_mean(list(rates["sampled_reward"].values()))),
+        "greedy_reward": _mean(_reward(record) for record in greedy),
         "format_rate": _mean(formatted),
         "format_ci95": _share_interval(formatted),
         "sampled_format_rate": _mean(rates["sampled_format_rate"].values()),
@@ -156,12 +167,13 @@ def compare(
 ) -> dict[str, Any]:
     """Compare two stages problem by problem. Every difference is `after` minus `before`.
 
-    Returns "from", "to"; "measure", what decides: "accuracy", or "loss" without `correct`; "n", the problems with it
-    on both sides; "accuracy": {"delta", "ci95", "p", "gained", "lost"} with the exact McNemar p of `gained` (wrong,
-    then right) against `lost`: the sign test, where a preference may also move to a tie or away from one;
-    "sampled_reward", "sampled_accuracy", "format_rate" and "loss" (nats per token): {"delta", "ci95"}; "scores": the
-    same for every score of both sides but `correct`, by name. Intervals are bootstraps over problems: None over a
-    single problem, as is every number for which nothing was measured.
+    Returns "from", "to"; "measure", what decides: "accuracy", or without `correct` "loss", or "sampled_reward" where
+    no record of either side has "nll"; "n", the problems with it on both sides; "accuracy": {"delta", "ci95", "p",
+    "gained", "lost"} with the exact McNemar p of `gained` (wrong, then right) against `lost`: the sign test, where a
+    preference may also move to a tie or away from one; "sampled_reward", "sampled_accuracy", "format_rate" and "loss"
+    (nats per token): {"delta", "ci95"}; "scores": the same for every score of both sides but `correct`, by name.
+    Intervals are bootstraps over problems: None over a single problem, as is every number for which nothing was
+    measured.
 
     Raises ValueError where the sides hold different problems or no problem was judged on both, and as
     `summarise`.
@@ -179,8 +191,10 @@ def compare(
                 "measure both losses with the same tokenizer and chat template"
             )
         losses.append((new_nats - old_nats, tokens))
-    solved = _differences(old["accuracy"], new["accuracy"])
-    judged = len(solved) if correct else len(losses)
+    differences = {name: _differences(old[name], new[name]) for name in old}
+    solved = differences["accuracy"]
+    measure = _measure([*before, *after], correct)
+    judged = len(losses if measure == "loss" else differences[measure])
     if not judged:
         raise ValueError(f"stages {names[0]!r} and {names[1]!r}: no problem was graded in both")
     gained, lost = sum(difference > 0 for difference in solved), sum(difference < 0 for difference in solved)
@@ -191,13 +205,10 @@ def compare(
     return {
         "from": names[0],
         "to": names[1],
-        "measure": "accuracy" if correct else "loss",
+        "measure": measure,
         "n": judged,
         "accuracy": _change(solved) | (paired if correct else dict.fromkeys(paired)),
-        **{
-            measure: _change(_differences(old[measure], new[measure]))
-            for measure in ("sampled_reward", "sampled_accuracy", "format_rate")
-        },
+        **{name: _change(differences[name]) for name in ("sampled_reward", "sampled_accuracy", "format_rate")},
         "scores": {name: _change(_differences(_greedy(before, name), _greedy(after, name))) for name in shared},
         "loss": {
             "delta": None if loss is None else _round(loss),
@@ -209,21 +220,24 @@ def compare(
 def change(comparison: Mapping[str, Any]) -> int:
     """1 where the later stage is better, -1 where it is worse, 0 where the numbers cannot tell.
 
-    The cautious rule. Accuracy: the interval must be clear of zero *and* McNemar's p below 0.05. Loss, where it is
-    the measure: the interval must be clear of zero, over as many problems as a test of accuracy would need.
+    The cautious rule. Accuracy: the interval must be clear of zero *and* McNemar's p below 0.05. Loss and sampled
+    reward, where they are the measure: the interval must be clear of zero, over as many problems as a test of
+    accuracy would need.
     """
-    accuracy, loss = comparison["accuracy"], comparison["loss"]
-    if comparison["measure"] == "accuracy":
-        return _direction(accuracy["ci95"]) if accuracy["p"] < 0.05 else 0
-    return -_direction(loss["ci95"]) if comparison["n"] >= MIN_PROBLEMS else 0
+    measure = comparison["measure"]
+    direction = _direction(comparison[measure]["ci95"])
+    if measure == "accuracy":
+        return direction if comparison["accuracy"]["p"] < 0.05 else 0
+    better = -direction if measure == "loss" else direction
+    return better if comparison["n"] >= MIN_PROBLEMS else 0
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
     """Say in one sentence, without a full stop, what `compare` found and no more than the numbers carry.
 
-    Accuracy decides, or the loss where no answer is right or wrong (see `change`). What training optimises moves
-    first: where the interval of the held-out loss or of a sampled measure is clear of zero and it tells another
-    story, it is added. Fewer than six problems decide nothing.
+    Accuracy decides, or the loss or the sampled reward where no answer is right or wrong (see `change`). What training
+    optimises moves first: where the interval of the held-out loss or of a sampled measure is clear of zero and it tells
+    another story, it is added. Fewer than six problems decide nothing.
     """
     measure, n = comparison["measure"], comparison["n"]
     delta, ci95 = comparison[measure]["delta"], comparison[measure]["ci95"]
@@ -232,7 +246,8 @@ def verdict(comparison: Mapping[str, Any]) -> str:
         measured = f"accuracy {100 * delta:+.1f} points ({', '.join(filter(None, details))})"
     else:
         details = [_interval(ci95, "+.3f"), f"n = {n}"]
-        measured = f"held-out loss {delta:+.3f} nats/token ({', '.join(filter(None, details))})"
+        said = f"held-out loss {delta:+.3f} nats/token" if measure == "loss" else f"sampled reward {delta:+.3f}"
+        measured = f"{said} ({', '.join(filter(None, details))})"
     if n < MIN_PROBLEMS:
         return f"{measured}: too few problems to tell"
 
@@ -298,7 +313,7 @@ def problem_rates(records: Sequence[Record], correct: str | None, format: str | 
     return {
         "accuracy": per_problem("greedy", full_marks(correct)),
         "sampled_accuracy": per_problem("sampled", full_marks(correct)),
-        "sampled_reward": per_problem("sampled", lambda record: _finite(record, "reward", record["reward"])),
+        "sampled_reward": per_problem("sampled", _reward),
         "format_rate": per_problem("greedy", full_marks(format)),
         "sampled_format_rate": per_problem("sampled", full_marks(format)),
     }
@@ -314,6 +329,13 @@ def problem_losses(records: Sequence[Record]) -> dict[int, tuple[float, float]]:
                 raise ValueError(f"{where}: nll is over {record['nll_tokens']} tokens, expected at least one")
             losses[record["index"]] = (nll, record["nll_tokens"])
     return losses
+
+
+def _measure(records: Iterable[Record], correct: str | None) -> str:
+    """What decides about these records: "accuracy", "loss" or "sampled_reward"."""
+    if correct:
+        return "accuracy"
+    return "loss" if any("nll" in record for record in records) else "sampled_reward"
 
 
 def _per_token(losses: Iterable[tuple[float, float]]) -> float | None:
@@ -384,6 +406,10 @@ def _score(record: Record, name: str) -> float | None:
             f"found {', '.join(record['scores']) or 'none'}"
         )
     return _finite(record, name, record["scores"][name])
+
+
+def _reward(record: Record) -> float | None:
+    return _finite(record, "reward", record["reward"])
 
 
 def _finite(record: Record, name: str, value: float | None) -> float | None:

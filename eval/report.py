@@ -29,10 +29,11 @@ STAGE_ROWS = (
     ("Format rate, sampled", "sampled_format_rate", None, "percent"),
     ("Held-out loss, nats per token", "loss", "loss_ci95", "number"),
     ("Perplexity", "perplexity", None, "plain"),
+    ("Reward, sampled", "sampled_reward", "sampled_reward_ci95", "number"),
+    ("Reward, greedy", "greedy_reward", None, "number"),
     ("Truncated, of all", "truncation_rate", None, "percent"),
     ("Tokens, greedy", "mean_length", None, "tokens"),
     ("Tokens, sampled", "sampled_mean_length", None, "tokens"),
-    ("Reward, sampled", "sampled_reward", "sampled_reward_ci95", "number"),
 )
 # Label, key in a comparison, unit: the rows of the table of paired differences.
 DIFFERENCE_ROWS = (
@@ -105,9 +106,9 @@ def write_report(
     """Write the run's report to `path` as one self-contained HTML page, atomically.
 
     `results` is the content of `results.json`: stages as from `summarise`, comparisons as from `compare`.
-    `metrics` are the lines of `metrics.jsonl`: "phase" ("warm start", "sft", "grpo", "dpo", ...), "step", the trainer's
-    own keys and perhaps a "warning"; a curve without data is left out. `completions` are the records of every stage
-    (see `eval.metrics`).
+    `metrics` are the lines of `metrics.jsonl`: "phase" ("warm start", "sft", "grpo", "ppo", "dpo", ...), "step", the
+    trainer's own keys and perhaps a "warning"; a curve without data is left out. `completions` are the records of
+    every stage (see `eval.metrics`).
     """
     stages, comparisons, whole = results["stages"], results["comparisons"], _whole(results)
     problems, choice = pick_problems(completions, [stage["name"] for stage in stages], results["correct"])
@@ -151,6 +152,7 @@ def write_model_card(path: Path, results: Mapping[str, Any]) -> None:
         dataset=dataset,
         method=method_name,
         method_tag=method_name.lower().replace(" ", "-"),
+        with_trl=method != "ppo",  # whose trainer is this repository's own
         scores_texts=method == "reward",
         # The hub refuses a card whose base model is not an id, and a local folder is nobody else's business.
         base_model=base_model if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model) else None,
@@ -307,16 +309,25 @@ def _tables(results: Mapping[str, Any]) -> dict[str, Any]:
 
     return {
         "stage_columns": [(stage["name"], "") for stage in stages],
-        "stage_rows": named(_stage_rows(stages, scores)),
+        "stage_rows": named(_stage_rows(stages, scores, _deciding_rewards(results))),
         "difference_columns": [(_credit(results, pair), f"{pair['from']} → {pair['to']}") for pair in pairs],
         "difference_rows": named(_difference_rows(pairs, scores)),
         "sampled": measured("sampled_mean_length"),
         "formed": measured("format_rate"),
         "lost": measured("loss"),
+        "rewards": [short_name(name) for name in _deciding_rewards(results)],
         "preference": preference,
         "problems_called": _problems(results["correct"]),
         "wrote": _wrote(stages),
     }
+
+
+def _deciding_rewards(results: Mapping[str, Any]) -> list[str]:
+    """The scores that make up the sampled reward where that is what the run is judged by; else none."""
+    stages = results["stages"]
+    if results["correct"] or any(stage["loss"] is not None for stage in stages):
+        return []
+    return list(dict.fromkeys(name for stage in stages for name in stage["rewards"]))
 
 
 def _wrote(stages: Iterable[Mapping[str, Any]]) -> bool:
@@ -324,21 +335,25 @@ def _wrote(stages: Iterable[Mapping[str, Any]]) -> bool:
     return any(stage["mean_length"] for stage in stages)
 
 
-def _stage_rows(stages: Sequence[Mapping[str, Any]], scores: Iterable[str]) -> list[Row]:
+def _stage_rows(stages: Sequence[Mapping[str, Any]], scores: Iterable[str], deciding: Sequence[str]) -> list[Row]:
     """The before/after table: one cell per stage."""
     rows = []
-    of_completions = () if _wrote(stages) else ("truncation_rate", "mean_length")
+    left_out = [] if _wrote(stages) else ["truncation_rate", "mean_length"]
+    left_out += [] if deciding else ["greedy_reward"]
     for label, key, ci, unit in STAGE_ROWS:
+        if key in left_out:
+            continue
         cells = []
         for stage in stages:
             value, ends = stage[key], stage[ci] if ci else None
             bar = (100 * value, 100 * ends[0], 100 * ends[1]) if ends and unit == "percent" else None
             cells.append(Cell(_quantity(value, unit), _interval(ends, unit), bar))
-        if key not in of_completions and any(stage[key] is not None for stage in stages):
+        if any(stage[key] is not None for stage in stages):
             rows.append((label, cells))
     for name in scores:
         rows.append((_label(name), [Cell(_quantity(stage["scores"].get(name), "number")) for stage in stages]))
-    for name in dict.fromkeys(name for stage in stages for name in stage["rewards"]):
+    parts = list(dict.fromkeys(name for stage in stages for name in stage["rewards"]))
+    for name in () if len(deciding) == 1 else parts:  # one alone is the reward itself
         means = [stage["rewards"].get(name) for stage in stages]
         rows.append((f"{name}, sampled", [Cell(_quantity(mean, "number")) for mean in means]))
     rows.append(("Problems (n)", [Cell(str(stage["n"])) for stage in stages]))
@@ -413,14 +428,21 @@ def _charts(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) ->
     functions = dict.fromkeys(
         key.split("/")[1] for line in metrics for key in line if re.fullmatch(r"rewards/[^/]+/mean", key)
     )
-    rewarded = {line["phase"] for line in metrics if "reward" in line}
+    grpo = {line["phase"] for line in metrics if "reward" in line}
+    ppo = {line["phase"] for line in metrics if "score" in line}
+    rewarded = grpo | ppo
     paired = {line["phase"] for line in metrics if line.keys() & {"margin", "logps/chosen", "logps/rejected"}}
     wanted = [
-        ("Reward, weighted total", rewarded, ["reward"], None),
-        *((name, rewarded, [f"rewards/{name}/mean"], "share") for name in functions),
-        ("Groups without a signal (zero variance)", rewarded, ["frac_reward_zero_std"], "percent"),
-        ("Completion length, tokens", rewarded, ["completions/mean_length"], None),
-        ("Truncated completions", rewarded, ["completions/clipped_ratio"], "percent"),
+        ("Reward, weighted total", grpo, ["reward"], None),
+        *((name, grpo, [f"rewards/{name}/mean"], "share") for name in functions),
+        ("Groups without a signal (zero variance)", grpo, ["frac_reward_zero_std"], "percent"),
+        ("Reward, before clipping and the KL penalty", ppo, ["score"], None),
+        ("KL to the reference, nats per token", ppo, ["kl"], None),
+        ("Entropy of the policy, nats per token", ppo, ["entropy"], None),
+        ("Returns that the value function explains, share of variance", ppo, ["explained_variance"], None),
+        ("Tokens with a clipped ratio, share", ppo, ["clip_fraction"], None),
+        ("Completion length, tokens", rewarded, ["completions/mean_length", "length"], None),
+        ("Truncated completions", rewarded, ["completions/clipped_ratio", "truncated"], "percent"),
     ]
     method = results["recipe"].rpartition("_")[2]
     # Where a reward is maximised, the loss is near 0 by construction and says nothing.

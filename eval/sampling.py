@@ -19,11 +19,16 @@ LOSS = ("nll", "nll_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model wrote: text without special tokens, length in tokens, and whether the limit cut it off."""
+    """What a model wrote: text without special tokens, token ids with the end token, whether the limit cut it off."""
 
     text: str
-    tokens: int
+    ids: tuple[int, ...]
     truncated: bool
+
+    @property
+    def tokens(self) -> int:
+        """Length in tokens, the end token included."""
+        return len(self.ids)
 
 
 class Sampler(Protocol):
@@ -80,7 +85,7 @@ class ModelSampler:
         stops = set(stop) if isinstance(stop, list) else {stop}
         end = next((i for i, token in enumerate(ids) if token in stops), None)
         kept = ids if end is None else ids[: end + 1]
-        return Completion(self.tokenizer.decode(kept, skip_special_tokens=True), len(kept), end is None)
+        return Completion(self.tokenizer.decode(kept, skip_special_tokens=True), tuple(kept), end is None)
 
 
 class VllmSampler:
@@ -112,7 +117,7 @@ class VllmSampler:
                 lora_request=lora,
             )
         written = [output.outputs[0] for output in outputs]
-        return [Completion(o.text, len(o.token_ids), o.finish_reason == "length") for o in written]
+        return [Completion(o.text, tuple(o.token_ids), o.finish_reason == "length") for o in written]
 
 
 def score(
@@ -150,9 +155,10 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Complete every problem greedily once and `samples` times at `temperature`, and grade it all.
 
-    Needs the columns `prompt`, `question` and `answer`. The rewards get every column but `prompt` and `completion`,
-    which is what supervised training imitates. Seed and order are the same at every stage, so that stages pair
-    problem by problem. Returns the records of completions.jsonl.
+    Needs the columns `prompt`, `question` and `answer`. As in training, the rewards get `prompts`, the messages of
+    column `prompt`, and every other column but `completion`, which is what supervised training imitates. Seed and
+    order are the same at every stage, so that stages pair problem by problem. Returns the records of
+    completions.jsonl.
 
     `extra` measures the model itself rather than what it wrote: one dict for each problem, in their order. Its
     figures join the scores of the problem's greedy record and no reward, but for "nll" and "nll_tokens", the
@@ -167,10 +173,10 @@ def evaluate(
     started, tokens = time.monotonic(), 0
     for batch in _batches(jobs, sampler.batch_size):
         rows = dataset.select([job[3] for job in batch])
-        completions = sampler.sample(
-            rows["prompt"][:], temperature=batch[0][2], max_tokens=max_tokens, seed=seed + len(records)
-        )
+        prompts = rows["prompt"][:]
+        completions = sampler.sample(prompts, temperature=batch[0][2], max_tokens=max_tokens, seed=seed + len(records))
         columns = {name: rows[name][:] for name in rows.column_names if name not in ("prompt", "completion")}
+        columns["prompts"] = prompts
         grades = score([completion.text for completion in completions], columns, rewards, weights)
         for (kind, sample, _, row), completion, grade in zip(batch, completions, grades, strict=True):
             records.append(

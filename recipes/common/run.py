@@ -85,7 +85,7 @@ class Run:
             spec: the model; its alias names a folder.
             args: the recipe's dataclass.
             correct: the score that says that a problem is solved; None where no answer is right or wrong, and the
-                held-out loss decides.
+                held-out loss decides, or the sampled reward where no loss was measured.
             format: the score that says that a completion is well formed; None where any form will do.
             reference: which weights the policy is compared with, in words; None where a method has no reference.
 
@@ -192,8 +192,13 @@ class Run:
         for name in unrewarded_scores([summary], self.correct, self.format):
             if (mean := summary["scores"][name]) is not None:
                 yield f"{short_name(name)} {mean:.3f}"
+        decides = not self.correct and summary["loss"] is None
         if summary["sampled_reward"] is not None:
-            yield f"sampled reward {summary['sampled_reward']:.3f}"
+            ends = summary["sampled_reward_ci95"] if decides else None
+            interval = f" (95 % CI {ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
+            yield f"sampled reward {summary['sampled_reward']:.3f}{interval}"
+        if decides and summary["greedy_reward"] is not None:
+            yield f"greedy reward {summary['greedy_reward']:.3f}"
         yield f"{summary['mean_length']:.0f} tokens"
         yield f"{summary['truncation_rate']:.1%} truncated"
 
@@ -375,7 +380,7 @@ class Run:
             "stages": list(summaries.values()),
             "paired": {
                 **{key: whole[key] for key in ("from", "to", "n", "measure")},
-                **{key: whole[whole["measure"]].get(key) for key in ("delta", "ci95", "p")},  # no p for a loss
+                **{key: whole[whole["measure"]].get(key) for key in ("delta", "ci95", "p")},  # no p but of accuracy
             },
             "comparisons": comparisons,
             "training": {

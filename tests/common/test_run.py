@@ -67,6 +67,15 @@ def supervised(stage: str, solved: int, nats: float) -> list[dict[str, Any]]:
     ]
 
 
+def rewarded(stage: str, reward: float) -> list[dict[str, Any]]:
+    """Eight problems that only a reward judges, as PPO has them."""
+    return [
+        record | {"scores": {"pairrm_reward": earned}, "reward": earned}
+        for record in records(stage, 0)
+        for earned in [reward + record["index"] % 2 - (record["kind"] == "greedy")]
+    ]
+
+
 def never(stage: str) -> Any:
     raise AssertionError(f"{stage} was evaluated again")
 
@@ -185,6 +194,12 @@ def test_stages_are_read_back_and_not_evaluated_again(tmp_path: Path) -> None:
             {"correct": None, "format": None},
             [record | {"scores": {"rouge_reward": None}} for record in supervised("before", 0, 6.0)],
             "before: n = 8, loss 1.500 nats/token (perplexity 4.48), 14 tokens, 0.0% truncated\n",
+        ),
+        (
+            {"correct": None, "format": None},
+            rewarded("before", -2.5),
+            "before: n = 8, sampled reward -2.000 (95 % CI -2.375 to -1.625), greedy reward -3.000, 14 tokens, "
+            "0.0% truncated\n",
         ),
     ],
 )
@@ -504,6 +519,25 @@ def test_where_no_answer_is_right_the_loss_is_compared(tmp_path: Path, capsys: p
     assert json.loads((run.folder / "results.json").read_text()) == results
     assert "held-out loss -1.000 nats/token" in capsys.readouterr().out
     assert results["training"]["adapter_bytes"] is None  # no safetensors: nothing is known
+
+
+def test_where_there_is_no_loss_either_the_reward_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.open("toy_ppo", SPEC, Args(str(tmp_path)), correct=None, format=None)
+    run.stage("before", lambda stage: rewarded(stage, -2.5))
+    run.train(ScriptedTrainer(run))
+    run.save_adapter("adapter", Saves("adapter_model.safetensors", "x"), Saves("tokenizer.json", "x"))
+    run.stage("after", lambda stage: rewarded(stage, 0.5))
+    results = run.finish()
+    assert results["paired"] == {
+        **{"from": "before", "to": "after", "n": 8, "measure": "sampled_reward"},
+        **{"delta": 3.0, "ci95": [3.0, 3.0], "p": None},
+    }
+    assert json.loads((run.folder / "results.json").read_text()) == results
+    assert "sampled reward +3.000 (95 % CI +3.000 to +3.000, n = 8): it learned" in capsys.readouterr().out
+    assert "Sampled reward +3.000" in (run.folder / "report.html").read_text()
+    assert "Sampled reward +3.000" in (run.folder / "adapter" / "README.md").read_text()
 
 
 def test_results_tell_the_size_and_the_speed_of_training(tmp_path: Path) -> None:

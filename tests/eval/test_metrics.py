@@ -62,7 +62,18 @@ def measured(
     ]
 
 
+def rewarded(name: str, rewards: list[list[float | None]], greedy: float | None = 0.0) -> list[dict[str, Any]]:
+    """A stage that only a reward judges, as PPO's: one greedy record a problem, and one for every sampled reward."""
+    return [
+        record(index, None, stage=name, kind=kind, sample=sample, scores={"pairrm_reward": reward}, reward=reward)
+        for index, sampled in enumerate(rewards)
+        for kind, sample, reward in (("greedy", 0, greedy), *(("sampled", i, r) for i, r in enumerate(sampled)))
+    ]
+
+
+# Which of the two judges depends on what the records hold.
 LOSS_ALONE: dict[str, Any] = {"correct": None, "format": None}
+REWARD_ALONE: dict[str, Any] = {"correct": None, "format": None}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +193,7 @@ def test_summary_of_a_stage_counted_by_hand() -> None:
         "perplexity": None,
         "sampled_accuracy": 0.25,  # problem 0: 1/2, problem 1: 0/2
         "sampled_reward": 0.8333,  # (1 + 2) / 2, (0 + 1) / 2, 0.5 / 1: their mean is 2.5 / 3
+        "greedy_reward": 0.8333,  # (2 + 0.5 + 0) / 3
         "format_rate": 0.3333,
         "format_ci95": [0.0615, 0.7923],
         "sampled_format_rate": 0.5,  # 2/2, 1/2, 0/1
@@ -249,7 +261,6 @@ def test_scores_that_a_reward_sums_up_are_not_told_twice() -> None:
     ("records", "message"),
     [
         (measured("before", [(None, 4), (None, 4)]), "none of its 2 greedy completions .*every nll is None"),
-        ([record(0, 1.0), record(1, 0.0)], "none of its 2 greedy completions"),
         (measured("before", [(math.inf, 4)]), "problem 0: nll is inf"),
         (measured("before", [(1.0, 4), (0.0, 0)]), "problem 1: nll is over 0 tokens"),
         (measured("before", [(1.0, 4)], {"f1": [math.nan]}), "problem 0: f1 is nan"),
@@ -282,6 +293,42 @@ def test_unusable_records_are_refused_in_one_sentence(records: list[dict[str, An
         summarise(records)
 
 
+def test_a_stage_that_only_a_reward_judges() -> None:
+    rewards = [[-4.0, 2.0], [None, 3.5], [None, None]]
+    summary = summarise(rewarded("before", rewards, greedy=-1.5), **REWARD_ALONE)
+    assert (summary["n"], summary["ungraded"]) == (2, 1)
+    assert summary["sampled_reward"] == 1.25  # -1 and 3.5: problems weigh the same, any real number will do
+    assert summary["sampled_reward_ci95"] == [-1.0, 3.5]
+    assert (summary["greedy_reward"], summary["rewards"]) == (-1.5, {"pairrm_reward": 0.5})
+    unmeasured = ("accuracy", "ci95", "loss", "loss_ci95", "perplexity", "sampled_accuracy", "format_rate")
+    assert {summary[key] for key in unmeasured} == {None}
+    assert unrewarded_scores([summary], None, None) == []
+    json.dumps(summary, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([record(0, 1.0), record(1, 0.0)], "none of its 0 sampled completions has a reward .*: sample every problem"),
+        (rewarded("before", [[None], [None]]), "none of its 2 sampled completions has a reward"),
+        (rewarded("before", [[1.0], [math.inf]]), "problem 1: (pairrm_)?reward is inf"),
+    ],
+)
+def test_where_the_reward_decides_a_stage_without_one_is_refused(records: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        summarise(records, **REWARD_ALONE)
+
+
+def test_a_loss_judges_before_a_reward_does() -> None:
+    def both(name: str, nats: float, reward: float) -> list[dict[str, Any]]:
+        records = rewarded(name, [[reward]] * 8)
+        return [r | {"nll": nats, "nll_tokens": 2} if r["kind"] == "greedy" else r for r in records]
+
+    comparison = compare(both("before", 4.0, 1.0), both("after", 2.0, 0.5), **LOSS_ALONE)
+    assert (comparison["measure"], comparison["n"]) == ("loss", 8)
+    assert verdict(comparison).endswith("it learned, but sampled reward fell by 0.500 (95 % CI -0.500 to -0.500)")
+
+
 def test_comparison_counted_by_hand() -> None:
     before = stage("before", [0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0], form=0.0)
     after = stage("after", [1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, None])
@@ -311,6 +358,19 @@ def test_losses_and_scores_are_compared_problem_by_problem() -> None:
     assert set(comparison["accuracy"].values()) == {None}
     assert comparison["format_rate"] == comparison["sampled_reward"] == {"delta": None, "ci95": None}
     json.dumps(comparison, allow_nan=False)
+
+
+def test_rewards_are_compared_problem_by_problem() -> None:
+    before = rewarded("before", [[-4.0, 2.0], [3.0, 3.0], [1.0, None], [None, None]], greedy=0.5)
+    after = rewarded("after", [[1.0, 2.0], [4.0, 5.0], [None, None], [9.0, 9.0]], greedy=0.75)
+    comparison = compare(before, after, **REWARD_ALONE)
+    assert (comparison["measure"], comparison["n"]) == ("sampled_reward", 2)
+    assert comparison["sampled_reward"] == {"delta": 2.0, "ci95": [1.5, 2.5]}
+    assert comparison["scores"] == {"pairrm_reward": {"delta": 0.25, "ci95": [0.25, 0.25]}}
+    assert {*comparison["accuracy"].values(), comparison["loss"]["delta"], comparison["loss"]["ci95"]} == {None}
+    json.dumps(comparison, allow_nan=False)
+    with pytest.raises(ValueError, match="no problem was graded in both"):
+        compare(rewarded("before", [[1.0], [None]]), rewarded("after", [[None], [1.0]]), **REWARD_ALONE)
 
 
 def test_with_a_right_answer_the_loss_is_a_second_figure() -> None:
@@ -498,6 +558,30 @@ def test_where_nothing_is_right_or_wrong_the_loss_decides(loss: tuple, n: int, s
 
 
 @pytest.mark.parametrize(
+    ("reward", "n", "sentence", "found"),
+    [
+        ((0.812, 0.512, 1.113), 48, "sampled reward +0.812 (95 % CI +0.512 to +1.113, n = 48): it learned", 1),
+        ((-3.5, -4.0, -3.0), 48, "sampled reward -3.500 (95 % CI -4.000 to -3.000, n = 48): it got worse", -1),
+        ((0.1, -0.1, 0.3), 48, "sampled reward +0.100 (95 % CI -0.100 to +0.300, n = 48): no measurable change", 0),
+        (
+            (0.812, 0.512, 1.113),
+            5,
+            "sampled reward +0.812 (95 % CI +0.512 to +1.113, n = 5): too few problems to tell",
+            0,
+        ),
+    ],
+)
+def test_where_there_is_no_loss_either_the_reward_decides(reward: tuple, n: int, sentence: str, found: int) -> None:
+    comparison = comparison_of((None, None, None, None), reward, (None, None, None)) | {
+        "measure": "sampled_reward",
+        "n": n,
+        "sampled_accuracy": {"delta": None, "ci95": None},
+    }
+    assert verdict(comparison) == sentence
+    assert change(comparison) == found
+
+
+@pytest.mark.parametrize(
     ("accuracy", "loss", "sentence"),
     [
         (UP, FELL, "it learned"),
@@ -514,6 +598,9 @@ def test_a_loss_that_tells_another_story_than_accuracy_is_told(accuracy: tuple, 
 def test_one_problem_has_a_loss_and_no_interval() -> None:
     comparison = compare(measured("before", [(6.0, 2)]), measured("after", [(4.0, 2)]), **LOSS_ALONE)
     assert verdict(comparison) == "held-out loss -1.000 nats/token (n = 1): too few problems to tell"
+    comparison = compare(rewarded("before", [[1.0]]), rewarded("after", [[2.0]]), **REWARD_ALONE)
+    assert verdict(comparison) == "sampled reward +1.000 (n = 1): too few problems to tell"
+    assert change(comparison) == 0
 
 
 @pytest.mark.parametrize(

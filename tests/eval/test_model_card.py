@@ -15,6 +15,7 @@ def test_a_reward_model_is_loaded_as_its_card_says_and_gives_the_rewards_it_gave
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    torch.manual_seed(0)  # a reward of 0.18: one that chance puts near 0 is further off in bfloat16 than its 2 %
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     trunk = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1, dtype=torch.float32)
     trunk.config.pad_token_id = tokenizer.pad_token_id

@@ -185,6 +185,53 @@ def preference_steps(phase: str, count: int = 30, **changes: Any) -> list[dict[s
     ]
 
 
+def rewarded(stage: str, reward: float, *, parts: int = 1, gold: str = "the better answer") -> list[dict[str, Any]]:
+    """Greedy and sampled records that only a reward judges; the last problem's could not be given."""
+    names = ["pairrm_reward", "length_reward"][:parts]
+    return [
+        record
+        | {
+            "gold": gold,
+            "scores": dict.fromkeys(names, earned),
+            "reward": None if earned is None else parts * earned - (0.5 if record["kind"] == "greedy" else 0.0),
+        }
+        for record in records(stage, [0.0] * 21)
+        for earned in [None if record["index"] == 20 else reward + record["index"] % 2]
+    ]
+
+
+def reward_run(*stages: list[dict[str, Any]], **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run of PPO, by default one that learned."""
+    stages = stages or (rewarded("before", -2.0), rewarded("after", 1.25))
+    judged_by = {"correct": None, "format": None}
+    results, _ = run()
+    results |= {
+        "recipe": "ultrafeedback_ppo",
+        "command": "python recipes/ultrafeedback_ppo.py --reward pairrm",
+        "args": {"reward": "pairrm", "source": "hub", "load_in_4bit": True},
+        **judged_by,
+        "stages": [summarise(stage, **judged_by) for stage in stages],
+        "comparisons": [compare(*stages, **judged_by)],
+    }
+    return results | changes, [record for stage in stages for record in stage]
+
+
+def reward_steps(count: int, **changes: Any) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl as PPO's trainer logs them."""
+    return [
+        {
+            **{"phase": "ppo", "step": step, "loss": 0.1, "grad_norm": 1.0, "learning_rate": 1e-5},
+            **{"score": -2.0 + step / 10, "score_std": 1.5, "kl": step / 1000, "kl_per_completion": step / 20},
+            **{"kl_coefficient": 0.05, "entropy": 2.0 - step / 100, "policy_loss": -0.01, "value_loss": 0.3},
+            **{"clip_fraction": 0.1, "value_clip_fraction": 0.1, "explained_variance": step / 40 - 0.2},
+            **{"approx_kl": 0.001, "ratio_error": 0.0, "minibatches": 8, "length": 60 + step, "truncated": 0.1},
+            **{"ungraded": 0, "num_tokens": 4_000 * step, "seconds": 9.5},
+        }
+        | changes
+        for step in range(1, count + 1)
+    ]
+
+
 WIN_RATE = {
     **{"n": 40, "wins": 24, "ties": 2, "losses": 14, "rate": 0.625, "ci95": [0.475, 0.7625]},
     **{"length_controlled_rate": 0.55, "length_controlled_ci95": [0.4, 0.69], "order_disagreement": 0.1},
@@ -358,6 +405,60 @@ def test_report_of_a_reward_model_shows_no_completions(tmp_path: Path) -> None:
     assert "Reward model before → after Preference accuracy +40.0 points" in text
     for word in ("Tokens", "Truncated", "Side by side"):
         assert word not in text, word
+
+
+def test_report_of_a_run_that_a_reward_judges_headlines_the_reward(tmp_path: Path) -> None:
+    results, completions = reward_run(win_rate=WIN_RATE, reference="the base model, adapter off")
+    text = re.sub(r"\s+", " ", report(tmp_path, results, reward_steps(30), completions).text)
+    assert "Sampled reward +3.250 (95 % CI +3.250 to +3.250, n = 20): it learned." in text
+    assert "Tuned over base responses: win rate 62.5 %" in text
+    assert "What decides is the reward (pairrm) of the sampled: higher is better, in a unit of its own." in text
+    before_and_after = (
+        "before after Reward, sampled -1.500 -1.700 to -1.300 1.750 1.550 to 1.950 Reward, greedy -2.000 1.250 "
+        "Truncated, of all 0.0 % 0.0 % Tokens, greedy 12 12 Tokens, sampled 12 12 Problems (n) 20 20 "
+        "Left out, ungradable 1 1"
+    )
+    assert before_and_after in text
+    assert "PPO before → after Reward, sampled +3.250 +3.250 to +3.250 Problems (n) 20" in text
+    assert "The first 5 of 21 problems." in text
+    assert text.count("answer in the data the better answer") == 5
+    assert "before reward -2.500, 12 tokens" in text and "after reward 0.750, 12 tokens" in text
+    for word in ("ccuracy", "McNemar", "solved", "correct", "wrong", "Gold", "Held-out", "Perplexity", "Format"):
+        assert word not in text, word
+    for word in ("not measured", "None", "nan", "may explain"):
+        assert word not in text, word
+
+
+def test_rewards_of_several_parts_show_each_and_completions_without_one_say_so(tmp_path: Path) -> None:
+    stages = [[r for r in rewarded(name, 0.5, parts=2, gold="") if r["index"] > 15] for name in ("before", "after")]
+    results, completions = reward_run(*stages)
+    text = re.sub(r"\s+", " ", report(tmp_path, results, reward_steps(2, explained_variance=None), completions).text)
+    assert "(95 % CI +0.000 to +0.000, n = 4): too few problems to tell." in text
+    assert "the reward (pairrm + length) of the sampled" in text
+    assert "pairrm_reward, sampled 1.000 1.000 length_reward, sampled 1.000 1.000" in text
+    assert "before ungraded, 12 tokens" in text
+    for word in ("answer in the data", "reward None", "not measured", "nan"):
+        assert word not in text, word
+
+
+def test_curves_of_a_run_that_a_reward_judges(tmp_path: Path) -> None:
+    results, completions = reward_run()
+
+    def titles(metrics: list[dict[str, Any]]) -> list[str]:
+        write_report(tmp_path / "report.html", results, metrics, completions)
+        source = (tmp_path / "report.html").read_text(encoding="utf-8")
+        return re.findall(r"<figcaption>(.*?)</figcaption>\s*<svg ", source)
+
+    assert titles(reward_steps(30)) == [
+        "Reward, before clipping and the KL penalty",
+        "KL to the reference, nats per token",
+        "Entropy of the policy, nats per token",
+        "Returns that the value function explains, share of variance",
+        "Tokens with a clipped ratio, share",
+        "Completion length, tokens",
+        "Truncated completions",
+    ]
+    assert "Returns that the value" not in " ".join(titles(reward_steps(9, explained_variance=None)))
 
 
 def test_a_preference_run_that_did_not_learn_is_searched_for_a_reason(tmp_path: Path) -> None:
@@ -587,6 +688,20 @@ def test_model_card_of_a_loss_claims_no_answers(tmp_path: Path) -> None:
     assert "**Held-out loss -1.000 nats/token" in text
     assert "No answer was judged right or wrong" in text
     assert "McNemar" not in text
+
+
+def test_model_card_of_a_reward_claims_no_better_answers(tmp_path: Path) -> None:
+    results, _ = reward_run(reference="the base model, adapter off")
+    write_model_card(tmp_path / "README.md", results)
+    _, front, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert yaml.safe_load(front)["tags"] == ["lora", "unsloth", "ppo", "tunebook"]  # TRL trained none of it
+    assert "**Sampled reward +3.250 (95 % CI +3.250 to +3.250, n = 20): it learned.**" in text
+    assert "| Reward, sampled | -1.500 (-1.700 to -1.300) | 1.750 (1.550 to 1.950) |" in text
+    assert "What decides is the reward (pairrm) of the sampled" in text
+    assert "Dataset `ultrafeedback`, method PPO, training" in text
+    assert "can earn more of it without writing better answers" in text
+    for word in ("McNemar", "ccuracy", "Wilson", "held-out answers", "data/prompts.py", "None", "nan", "not measured"):
+        assert word not in text, word
 
 
 def test_model_card_keeps_a_local_folder_to_itself_and_a_real_source_unblemished(tmp_path: Path) -> None:

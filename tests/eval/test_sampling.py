@@ -26,7 +26,7 @@ class ScriptedSampler:
         questions = [prompt[-1]["content"] for prompt in prompts]
         self.calls.append({"questions": questions, "temperature": temperature, "max_tokens": max_tokens, "seed": seed})
         texts = [self.write(question, temperature) for question in questions]
-        return [Completion(text, len(text), len(text) >= max_tokens) for text in texts]
+        return [Completion(text, tuple(range(len(text))), len(text) >= max_tokens) for text in texts]
 
 
 def length_reward(completions: list[Messages], **kwargs: Any) -> list[float | None]:
@@ -114,28 +114,31 @@ def test_seeds_are_the_same_at_every_stage_and_never_twice_in_one(dataset: Any) 
     assert before.calls != other.calls
 
 
-def test_rewards_get_every_column_but_the_prompt_and_what_training_imitates() -> None:
+def test_rewards_get_the_prompts_and_every_column_but_what_training_imitates() -> None:
     from datasets import Dataset
 
     rows = Dataset.from_dict(
         {
             "prompt": [[{"role": "user", "content": letter}] for letter in "BA"],
             "completion": [[{"role": "assistant", "content": letter}] for letter in "BB"],
-            "question": ["one", "two"],
+            "question": ["the longer one", "two"],
             "answer": ["B", "B"],
             "options": [["cold", "heat"], ["up", "down"]],
         }
     )
     given: list[set[str]] = []
+    asked: list[str] = []
 
-    def columns_reward(completions: list[Messages], **kwargs: Any) -> list[float]:
+    def columns_reward(prompts: list[Messages], completions: list[Messages], **kwargs: Any) -> list[float]:
         given.append(set(kwargs))
+        asked.extend(prompt[-1]["content"] for prompt in prompts)
         return [0.5] * len(completions)
 
     echo = ScriptedSampler(9, lambda question, temperature: question)
     settings = {"stage": "before", "samples": 0, "temperature": 0.0, "max_tokens": 8, "seed": 1}
     records = evaluate(echo, rows, [choice_reward, columns_reward], [1.0, 0.0], **settings)
     assert given == [{"question", "answer", "options"}]
+    assert asked == ["A", "B"]  # in the order of the batch, shortest question first
     assert [record["scores"] for record in records] == [
         {"choice_reward": 1.0, "columns_reward": 0.5},
         {"choice_reward": 0.0, "columns_reward": 0.5},
@@ -237,9 +240,9 @@ def test_the_end_token_counts_and_the_rest_does_not(sampler: ModelSampler) -> No
     tokenizer = sampler.tokenizer
     word, end, pad = tokenizer.encode("apples")[0], tokenizer.eos_token_id, tokenizer.pad_token_id
     text = tokenizer.decode([word])
-    assert sampler._completion([word, end, pad, word]) == Completion(text, 2, False)
-    assert sampler._completion([word, word]) == Completion(text * 2, 2, True)
-    assert sampler._completion([end]) == Completion("", 1, False)
+    assert sampler._completion([word, end, pad, word]) == Completion(text, (word, end), False)
+    assert sampler._completion([word, word]) == Completion(text * 2, (word, word), True)
+    assert sampler._completion([end]) == Completion("", (end,), False)
 
 
 def test_a_model_that_stops_is_not_truncated(nano: Any, load_lora: Any) -> None:
