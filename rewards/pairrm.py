@@ -1,4 +1,4 @@
-"""PairRM, a ranker of 0.4 billion parameters that reads two responses to a prompt side by side, as a judge.
+"""PairRM, a ranker of 0.4 billion parameters that reads two responses to a prompt side by side: a judge, and a reward.
 
 Architecture: LLM-Blender (arXiv 2306.02561, section 3), on transformers' own DeBERTa-v2. DeBERTa-v3-large reads prompt,
 first response and second response as one text; a head of two layers scores either response from the hidden states at
@@ -20,6 +20,9 @@ from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+
+from eval.sampling import Reward
+from rewards.tags import Completion, completion_text
 
 Messages = list[dict[str, str]]
 
@@ -130,6 +133,29 @@ def prefer(
     return compare
 
 
+def reward(judge: "Judge") -> Reward:
+    """PairRM as a reward of PPO or GRPO: `pairrm_reward(prompts, completions, reference)`.
+
+    Returns the logit of each completion against the fixed response to its prompt in the column `reference`, a list of
+    texts: any number, 0 where PairRM finds both as good, neither clipped nor scaled. The completion is always read
+    first: half the work of both orders, and what PairRM feels for the first place is the same for all. Prompts are
+    texts or messages, completions texts or lists of one assistant message.
+
+    UltraFeedback and WebGPT were both in PairRM's training data: on their prompts this reward remembers as well as
+    judges, so let another judge say whether a policy improved. The function raises ValueError as `Judge.logits`.
+    """
+
+    def pairrm_reward(
+        prompts: Sequence[str | Messages],
+        completions: Sequence[Completion],
+        reference: Sequence[str],
+        **kwargs: object,
+    ) -> list[float | None]:
+        return [*judge.logits(prompts, [completion_text(completion) for completion in completions], reference)]
+
+    return pairrm_reward
+
+
 def fetch(source: str = SOURCE, revision: str | None = None) -> Path:
     """The folder of a PairRM: `source` itself, or where the hub's copy is kept, fetched where it is not.
 
@@ -146,7 +172,8 @@ def fetch(source: str = SOURCE, revision: str | None = None) -> Path:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
             raise ValueError(
                 f"{source} could not be fetched from the hub ({reason}): the first load needs the network, so connect, "
-                "or give a folder with its config, safetensors and tokenizer"
+                "give a folder with its config, safetensors and tokenizer, or train a reward model of your own with "
+                "recipes/ultrafeedback_reward.py and give its adapter folder"
             ) from error
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import string
 from itertools import chain, permutations
 from pathlib import Path
 from typing import Any
@@ -10,76 +9,22 @@ from typing import Any
 import pytest
 
 from recipes.common.cli import explain
-from rewards import judges, pairrm
+from recipes.common.tiny import PAIRRM, PAIRRM_SIZES, write_pairrm
+from rewards import pairrm
 from rewards.pairrm import Judge, load
 
-PREFIXES = ["<|source|>", "<|candidate|>", "<|candidate1|>", "<|candidate2|>"]
+pytestmark = pytest.mark.usefixtures("unsloth")
 PROMPTS: list[Any] = ["What is 2 + 2?", "Name a colour.", "How many apples are left of 12 when 5 are eaten?", "Why?"]
 LONG = "Blue is one, and so is green, and there are many more of them than anybody has counted."
 FIRST = ["4", LONG, "There are 7 left.", "Because."]
 SECOND = ["It is five, as far as anybody knows.", "No.", "3", LONG]
 
-# What the published config holds beside DeBERTa-v3-large's own.
-EXTRAS = {
-    "n_tasks": 1,
-    "drop_out": 0.05,
-    "sep_token_id": 2,
-    "source_prefix_id": 128001,
-    "cand_prefix_id": 128002,
-    "cand1_prefix_id": 128003,
-    "cand2_prefix_id": 128004,
-}
-ATTENTION = {
-    "relative_attention": True,
-    "position_buckets": 256,
-    "norm_rel_ebd": "layer_norm",
-    "share_att_key": True,
-    "pos_att_type": "p2c|c2p",
-    "max_relative_positions": -1,
-    "max_position_embeddings": 512,
-    "position_biased_input": False,
-    "type_vocab_size": 0,
-    "layer_norm_eps": 1e-7,
-}
-
-
-def tiny(folder: Path, seed: int = 0, n_tasks: int = 1) -> str:
-    """Save a random PairRM of two layers that reads a letter as a token; its logits are of about size 1."""
-    import torch
-    from transformers import DebertaV2Config, DebertaV2Tokenizer
-
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-    pieces = [(piece, 0.0) for piece in special] + [(piece, -3.0) for piece in ("▁", *string.printable.strip())]
-    tokenizer = DebertaV2Tokenizer(vocab=pieces)
-    tokenizer.add_special_tokens({"additional_special_tokens": PREFIXES})
-    ids = dict(zip(PREFIXES, tokenizer.convert_tokens_to_ids(PREFIXES), strict=True))
-    config = DebertaV2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        initializer_range=0.3,  # at the usual 0.02 every logit is about 0
-        **ATTENTION,
-        **EXTRAS
-        | {
-            "n_tasks": n_tasks,
-            "source_prefix_id": ids["<|source|>"],
-            "cand_prefix_id": ids["<|candidate|>"],
-            "cand1_prefix_id": ids["<|candidate1|>"],
-            "cand2_prefix_id": ids["<|candidate2|>"],
-        },
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        pairrm.model_class()(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(tiny(tmp_path_factory.mktemp("pairrm")))
+    folder = tmp_path_factory.mktemp("pairrm")
+    write_pairrm(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +46,7 @@ def test_the_tensors_are_those_of_the_published_checkpoint() -> None:
     import torch
     from transformers import DebertaV2Config
 
-    config = DebertaV2Config(
-        vocab_size=128100,
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
-        **ATTENTION,
-        **EXTRAS,
-    )
+    config = DebertaV2Config(**PAIRRM_SIZES | PAIRRM)
     with torch.device("meta"):
         model = pairrm.model_class()(config)
     expected: dict[str, tuple[int, ...]] = {
@@ -143,7 +80,8 @@ def test_a_logit_is_the_head_on_the_states_at_the_three_prefixes(n_tasks: int, t
     from safetensors.torch import load_file
     from transformers import DebertaV2Config, DebertaV2Model
 
-    judge = load(tiny(tmp_path, n_tasks=n_tasks))
+    write_pairrm(tmp_path, n_tasks=n_tasks)
+    judge = load(str(tmp_path))
     weights = load_file(tmp_path / "model.safetensors")
     trunk = DebertaV2Model(DebertaV2Config.from_pretrained(tmp_path)).eval()
     start = "pretrained_model."
@@ -349,13 +287,49 @@ def test_a_run_is_judged_in_both_orders(folder: Path, judge: Judge) -> None:
     assert 0 < both["rate"] < 1
 
 
-def test_a_judge_has_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert judges.by_name("none") is None
-    with pytest.raises(ValueError, match="holds no reward model"):
-        judges.by_name(str(folder))
-    monkeypatch.setattr(pairrm, "fetch", lambda *source: folder)
-    prefer = judges.by_name("pairrm")
-    assert prefer is not None and len(prefer(PROMPTS, FIRST, SECOND)) == 4
+# As a reward
+
+
+def test_a_reward_is_the_logit_against_the_reference(judge: Judge) -> None:
+    """In one order, whatever else the dataset has, and neither clipped nor scaled."""
+    reward = pairrm.reward(judge)
+    completions = [[{"role": "assistant", "content": text}] for text in FIRST]
+    found = reward(prompts=PROMPTS, completions=completions, reference=SECOND, answer=["4"] * 4)
+    assert found == judge.logits(PROMPTS, FIRST, SECOND) != judge.logits(PROMPTS, SECOND, FIRST)
+    assert reward.__name__ == "pairrm_reward"
+    assert reward(prompts=PROMPTS, completions=completions, reference=FIRST) != [0.0] * 4  # the first place counts
+
+
+def test_grpo_learns_from_the_reward(load_lora: Any, tiny: Path, judge: Judge, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, tokenizer = load_lora(tiny)
+    prompts = [[{"role": "user", "content": text}] for text in PROMPTS]
+    config = GRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=8,
+        learning_rate=1e-2,
+        bf16=True,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+    )
+    trainer = GRPOTrainer(
+        model,
+        [pairrm.reward(judge)],
+        config,
+        train_dataset=Dataset.from_dict({"prompt": prompts, "reference": SECOND}),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    (line,) = (line for line in trainer.state.log_history if "reward" in line)
+    assert line["rewards/pairrm_reward/mean"] != 0 and line["rewards/pairrm_reward/std"] > 0
+    assert line["frac_reward_zero_std"] == 0 and line["grad_norm"] > 0
 
 
 # Refusals
@@ -378,9 +352,8 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
         raise huggingface_hub.errors.LocalEntryNotFoundError("Got: ConnectError\nPlease check.")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    refuse(
-        r"PairRM-hf could not be fetched from the hub \(LocalEntry.*ConnectError\)", pairrm.SOURCE, load, pairrm.prefer
-    )
+    match = r"PairRM-hf could not be fetched from the hub \(LocalEntry.*ConnectError\).*train a reward model"
+    refuse(match, pairrm.SOURCE, load, pairrm.prefer)
     assert asked["source"] == "llm-blender/PairRM-hf" and asked["revision"] is None
     assert not any("bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"])
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes.common.cli import explain
-from rewards.reward_model import load, load_trunk, prefer, score
+from rewards.reward_model import load, load_trunk, prefer, reward, score
 
 PROMPTS = [
     [{"role": "user", "content": text}]
@@ -198,3 +198,162 @@ def test_rewards_far_apart_are_still_probabilities(unsloth: Any, tiny: Path, tmp
     save(tmp_path, tiny, size=1e4)
     found = prefer(str(tmp_path))(PROMPTS, FIRST, SECOND)
     assert set(found) == {0.0, 1.0}
+
+
+# As a reward
+
+
+COMPLETIONS = [[{"role": "assistant", "content": text}] for text in FIRST]
+
+
+def move(model: Any) -> Any:
+    """A policy that has learnt something, so that its adapter is not without effect."""
+    import torch
+
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.5)
+    return model
+
+
+def logits(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.arange(3, 40)[None]).logits
+
+
+def state(model: Any) -> tuple[Any, ...]:
+    flags = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    return model.active_adapter, flags, {name: module.training for name, module in model.named_modules()}
+
+
+def test_a_reward_is_the_score(saved: tuple[str, Any], loaded: tuple[Any, Any]) -> None:
+    found = reward(saved[0])
+    assert found.__name__ == "reward_model_reward"
+    assert found(prompts=PROMPTS, completions=COMPLETIONS, answer=["4"] * 5) == score(*loaded, PROMPTS, FIRST)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_on_the_policys_trunk_it_is_the_same_model(
+    training: bool,
+    load_lora: Any,
+    tiny: Path,
+    saved: tuple[str, Any],
+    loaded: tuple[Any, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    policy = move(load_lora(tiny)[0]).train(training)
+    policy.base_model.model.model.layers[0].eval()  # whatever its trainer has set
+    before, weights, flags = logits(policy), policy.state_dict(), state(policy)
+    held = sum(weight.numel() for weight in policy.parameters())
+    capsys.readouterr()
+    on_trunk = reward(saved[0], policy)
+    assert capsys.readouterr().out == ""
+    lora = sum(weight.numel() for name, weight in saved[1].named_parameters() if "lora_" in name)
+    assert sum(weight.numel() for weight in policy.parameters()) == held + lora
+    added = {name: False for name, _ in policy.named_parameters() if ".reward." in name}
+    assert len(added) == 28
+
+    found = on_trunk(prompts=PROMPTS, completions=COMPLETIONS, answer=["4"] * 5)
+    assert found == pytest.approx(score(*loaded, PROMPTS, FIRST), abs=1e-4)
+    assert on_trunk(prompts=PROMPTS, completions=COMPLETIONS) == found
+    assert on_trunk.__name__ == "reward_model_reward"
+
+    adapter, trained, modes = state(policy)
+    assert (adapter, trained) == (flags[0], flags[1] | added) and any(trained.values())
+    assert {name: modes[name] for name in flags[2]} == flags[2]
+    assert torch.equal(logits(policy), before)
+    assert all(torch.equal(policy.state_dict()[name], weight) for name, weight in weights.items())
+
+
+def test_what_the_policy_saves_holds_nothing_of_it(
+    load_lora: Any, tiny: Path, saved: tuple[str, Any], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    policy = move(load_lora(tiny)[0])
+    policy.save_pretrained(tmp_path / "before")
+    reward(saved[0], policy)(prompts=PROMPTS, completions=COMPLETIONS)
+    policy.save_pretrained(tmp_path / "after", selected_adapters=["default"])
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("before", "after"))
+    assert all(after[name].equal(weight) for name, weight in before.items()) and set(after) == set(before)
+    assert {file.name for file in (tmp_path / "after").iterdir()} == {
+        file.name for file in (tmp_path / "before").iterdir()
+    }
+
+
+def test_a_failure_leaves_the_policy_as_it_was(load_lora: Any, tiny: Path, saved: tuple[str, Any]) -> None:
+    policy = move(load_lora(tiny)[0]).train()
+    on_trunk = reward(saved[0], policy)
+    before = state(policy)
+    with pytest.raises(ValueError, match="shorter"):
+        on_trunk(prompts=PROMPTS, completions=COMPLETIONS[:3])
+    assert state(policy) == before
+
+
+def test_on_another_base_model_it_is_a_model_of_its_own(
+    load_lora: Any, nano: Any, tiny: Path, saved: tuple[str, Any], loaded: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = load_lora(nano.folder)[0]
+    before = {name for name, _ in policy.named_parameters()}
+    capsys.readouterr()
+    apart = reward(saved[0], policy)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(tiny) in line and str(nano.folder) in line and "memory of its own" in line
+    assert {name for name, _ in policy.named_parameters()} == before
+    assert apart(prompts=PROMPTS, completions=COMPLETIONS) == score(*loaded, PROMPTS, FIRST)
+
+
+def test_one_base_model_has_several_names(
+    load_lora: Any, tiny: Path, saved: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path by way of a link; but another revision is another model, whatever its name."""
+    import json
+    import shutil
+
+    (tmp_path / "link").symlink_to(tiny)
+    for number, (change, shared) in enumerate(
+        [({"base_model_name_or_path": str(tmp_path / "link")}, True), ({"revision": "other"}, False)]
+    ):
+        copy = shutil.copytree(saved[0], tmp_path / str(number))
+        config = json.loads((copy / "adapter_config.json").read_text(encoding="utf-8"))
+        (copy / "adapter_config.json").write_text(json.dumps(config | change), encoding="utf-8")
+        policy = load_lora(tiny)[0]
+        capsys.readouterr()
+        reward(str(copy), policy)
+        assert ("reward" in policy.peft_config) == shared == (capsys.readouterr().out == "")
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "head", "file"])
+def test_other_weights_than_the_adapters_are_refused(
+    change: str, load_lora: Any, tiny: Path, saved: tuple[str, Any], tmp_path: Path
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(saved[0], tmp_path / "copy")
+    file = copy / "adapter_model.safetensors"
+    weights = load_file(file)
+    first = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
+    head = "base_model.model.score.weight"
+    if change == "missing":
+        del weights[first]
+    elif change == "unexpected":
+        weights["base_model.model.model.embed_tokens.weight"] = weights[first].clone()
+    elif change == "shape":
+        weights[first] = weights[first][:2].clone()
+    elif change == "head":
+        weights[head] = weights[head][:, :32].clone()
+    save_file(weights, file)
+    if change == "file":
+        file.unlink()
+    number = 29 if change == "file" else 1
+    with pytest.raises(ValueError, match=rf"is not what its config says: {number} weights are missing") as refused:
+        reward(str(copy), load_lora(tiny)[0])
+    assert explain(refused.value) == str(refused.value) and "\n" not in str(refused.value)
