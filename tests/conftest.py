@@ -2,22 +2,15 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from eval.metrics import wilson
-from eval.sampling import ModelSampler
-from recipes.common.tiny import CHATML, tiny_folder
-
-DIGITS = [str(digit) for digit in range(10)]
-# How far the nano model's pre-training counts on from the prompt. One in ten is the successor; the rest makes it
-# look at the prompt, without which a reward could not teach it in seconds.
-STEPS = [1, 3, 3, 3, 5, 5, 5, 5, 8, 8]
+from recipes.common.nano import Nano, pretrain, random_digits
+from recipes.common.tiny import tiny_folder
 
 
 @pytest.fixture
@@ -129,111 +122,13 @@ def preference_trainer(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFac
     return build
 
 
-@dataclass(frozen=True)
-class Nano:
-    """A Llama of 300,000 parameters that learned from scratch, in seconds, to answer "7 ?" with a random digit.
-
-    The successor task is what reinforcement can teach it: 8 is right, and it is right one time in ten. Every
-    method that claims to learn from a reward, a preference or a verdict should beat that here in seconds.
-
-        model, tokenizer = load_lora(nano.folder)
-        before = nano.solved(model, tokenizer)  # (25, 250): one in ten
-        ...train on nano.dataset() with nano.successor_reward...
-        after = nano.solved(model, tokenizer)
-        assert nano.interval(*before)[1] < nano.interval(*after)[0]
-    """
-
-    folder: Path
-
-    def dataset(self) -> Any:
-        """The ten problems: `prompt` (conversational) and `answer`, the digit after the one in the prompt."""
-        from datasets import Dataset
-
-        prompts = [[{"role": "user", "content": f"{digit} ?"}] for digit in DIGITS]
-        return Dataset.from_dict({"prompt": prompts, "answer": [DIGITS[(i + 1) % 10] for i in range(10)]})
-
-    @staticmethod
-    def successor_reward(completions: Sequence[Any], answer: Sequence[str], **kwargs: Any) -> list[float]:
-        """1.0 for the digit after the one in the prompt and nothing else, 0.0 otherwise."""
-        texts = [completion[0]["content"].strip() for completion in completions]
-        return [float(text == gold) for text, gold in zip(texts, answer, strict=True)]
-
-    def solved(self, model: Any, tokenizer: Any, rounds: int = 25) -> tuple[int, int]:
-        """How many of 10 x `rounds` fresh samples at temperature 1 are right, and how many samples that is."""
-        problems = self.dataset()
-        prompts, answers = problems["prompt"][:] * rounds, problems["answer"][:] * rounds
-        sampler = ModelSampler(model, tokenizer)
-        written = sampler.sample(prompts, temperature=1.0, max_tokens=4, seed=1)
-        messages = [[{"role": "assistant", "content": completion.text}] for completion in written]
-        return int(sum(self.successor_reward(messages, answers))), len(answers)
-
-    @staticmethod
-    def interval(right: int, n: int) -> tuple[float, float]:
-        """Wilson 95 % interval of a count of right answers."""
-        return wilson(right, n)
-
-
 @pytest.fixture(scope="session")
 def train_nano(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`train_nano(chats, steps) -> Nano`: a nano model trained from scratch on the answers of these conversations."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    words = [*special, "[unk]", "system", "user", "assistant", "?", *DIGITS]
-    words_only = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[unk]"))
-    words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words_only,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="[unk]",
-        additional_special_tokens=["<|im_start|>"],
-        chat_template=CHATML,
-    )
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        tie_word_embeddings=True,
-        initializer_range=0.06,  # at this width, the usual 0.02 idles on a plateau first
-    )
-
-    def train(chats: list[list[dict[str, str]]], steps: int) -> Nano:
-        folder = tmp_path_factory.mktemp("nano")
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = LlamaForCausalLM(config)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-            rows = tokenizer.apply_chat_template(chats, return_dict=False)
-            longest = max(map(len, rows))
-            ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
-            labels = torch.tensor([[-100] * (len(row) - 2) + row[-2:] + [-100] * (longest - len(row)) for row in rows])
-            for _ in range(steps):  # they learn the digit and the end token, not the prompt
-                optimizer.zero_grad()
-                model(input_ids=ids, labels=labels).loss.backward()
-                optimizer.step()
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return Nano(folder)
-
-    return train
+    return lambda chats, steps: pretrain(tmp_path_factory.mktemp("nano"), chats, steps)
 
 
 @pytest.fixture(scope="session")
-def nano(train_nano: Any) -> Nano:
+def nano(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Nano:
     """A pre-trained nano model; see `Nano`."""
-    chats = [
-        [{"role": "user", "content": f"{n} ?"}, {"role": "assistant", "content": str((n + step) % 10)}]
-        for n in range(10)
-        for step in STEPS
-    ]
-    return train_nano(chats, steps=60)
+    return random_digits(tmp_path_factory.mktemp("nano"))

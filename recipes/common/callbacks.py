@@ -80,6 +80,8 @@ class StepTable(TrainerCallback):
 def _cells(logs: dict[str, Any]) -> dict[str, str]:
     if "reward" in logs:
         return _grpo_cells(logs)
+    if "explained_variance" in logs:
+        return _ppo_cells(logs)
     loss = {"loss": f"{logs['loss']:.3f}"}
     if "margin" in logs:
         return loss | _preference_cells(logs, "accuracy", "margin")
@@ -112,6 +114,18 @@ def _grpo_cells(logs: dict[str, Any]) -> dict[str, str]:
         "flat": f"{logs['frac_reward_zero_std']:.0%}",
         "cut off": f"{logs['completions/clipped_ratio']:.0%}",
         "tokens": f"{logs['completions/mean_length']:.0f}",
+    }
+
+
+def _ppo_cells(logs: dict[str, Any]) -> dict[str, str]:
+    return {
+        "score": f"{logs['score']:.3f}",
+        "kl": f"{logs['kl']:.3f}",  # nats a token, from the reference
+        "entropy": f"{logs['entropy']:.2f}",
+        "explained": f"{logs['explained_variance']:.2f}",  # share of the returns' variance that the values foretell
+        "clipped": f"{logs['clip_fraction']:.0%}",
+        "cut off": f"{logs['truncated']:.0%}",
+        "tokens": f"{logs['length']:.0f}",
     }
 
 

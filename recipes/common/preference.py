@@ -74,6 +74,16 @@ def switch_off_reference(trainer: Any) -> None:
     trainer.model.delete_adapter("ref")
 
 
+def freeze_reference(model: Any) -> None:
+    """Keep a copy of the adapter as it is now, "ref", for the reference policy; TRL's own trainers make theirs."""
+    model.add_adapter("ref", model.peft_config["default"])
+    model.set_adapter("default")
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if ".ref." in name:
+            weight.data.copy_(weights[name.replace(".ref.", ".default.")])
+
+
 @contextmanager
 def reference_policy(model: Any) -> Iterator[None]:
     """The reference in place of the policy for the length of a `with`: adapter "ref" where there is one, else none."""

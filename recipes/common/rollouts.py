@@ -63,7 +63,8 @@ class Rollouts:
                 _generate_merged(model)
             self.sampler: Sampler = ModelSampler(model, tokenizer)
         elif machine.has_gpu():
-            self.sampler = VllmSampler(model.vllm_engine, tokenizer, lambda: _unsloth_adapter(model))
+            self.scratch = tempfile.TemporaryDirectory()
+            self.sampler = VllmSampler(model.vllm_engine, tokenizer, lambda: _unsloth_adapter(model, self.scratch.name))
         else:
             self.colocated = _cpu_engine(model, tokenizer, max_length)
             self.sampler = VllmSampler(self.colocated.llm, tokenizer, self.colocated.sync_weights)
@@ -129,10 +130,11 @@ def _merged_weights(model: Any) -> Iterator[tuple[str, Any, Any]]:
             yield f"{name}.weight", weight, (weight.float() + delta.float()).to(weight.dtype)
 
 
-def _unsloth_adapter(model: Any) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_lora(folder)
-        return model.load_lora(folder, load_tensors=True)
+def _unsloth_adapter(model: Any, folder: str) -> Any:
+    # Through a file, which the engine reads when it generates: `load_tensors` would hand it every adapter of the model,
+    # a reference's and a value function's too.
+    model.save_lora(folder, selected_adapters=["default"])
+    return model.load_lora(folder)
 
 
 def _cpu_engine(model: Any, tokenizer: Any, max_length: int) -> Any:
