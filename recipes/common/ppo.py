@@ -154,6 +154,16 @@ class PPOConfig(TrainingArguments):
     mask_truncated: bool = False
     """Learn nothing from those"""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minibatch_size % self.micro_batch_size:
+            raise ValueError(
+                f"a minibatch of {self.minibatch_size} is no multiple of the {self.micro_batch_size} completions that "
+                "are differentiated at once: change either"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"PPO samples at a temperature above 0, not at {self.temperature}")
+
 
 @dataclass
 class MicroBatch:
@@ -200,10 +210,8 @@ class PPOTrainer(Trainer):
         processing_class: Any,
         **kwargs: Any,
     ) -> None:
-        for module in model.modules():  # noise between two passes of one policy would look like a step
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        add_value_function(model)
+        add_value_function(model, args.seed)
+        switch_off_dropout(model)
         self.reward, self.sampler = reward, sampler
         self.kl_coefficient = args.kl_coefficient
         self.figures: dict[str, float] = {}
@@ -250,13 +258,13 @@ class PPOTrainer(Trainer):
             rewards = whiten(rewards, used, shift_mean=False)
         advantages, returns = gae(rewards, values, mask, gamma=args.gamma, lam=args.lam)
         advantages = whiten(advantages, used)
-        kl_per_completion = float((kl_penalty(old_logp, reference_logp, "k1") * mask).sum(dim=1).mean())
+        log_ratio = torch.where(mask, old_logp - reference_logp, 0)
         self.tokens += sum(int(batch.attention.sum()) for batch in batches)
         self.figures = {
             "score": float(scores[graded].mean()),
             "score_std": float(scores[graded].std(correction=0)),
             "kl": float(masked_mean(kl, mask)),
-            "kl_per_completion": kl_per_completion,
+            "kl_per_completion": float(log_ratio.sum(dim=1).mean()),
             "kl_coefficient": self.kl_coefficient,
             "entropy": float(masked_mean(entropy, mask)),
             "explained_variance": explained_variance(values, returns, used),
@@ -266,7 +274,7 @@ class PPOTrainer(Trainer):
             "num_tokens": self.tokens,
         }
         if args.target_kl is not None:
-            self.kl_coefficient = adapt(self.kl_coefficient, kl_per_completion, args.target_kl)
+            self.kl_coefficient = adapt(self.kl_coefficient, self.figures["kl_per_completion"], args.target_kl)
         old = {"logp": old_logp, "values": values, "advantages": advantages, "returns": returns, "mask": used}
         return self._learn(batches, old)
 
@@ -288,9 +296,11 @@ class PPOTrainer(Trainer):
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
         messages = [[{"role": "assistant", "content": completion.text}] for completion in written]
         found = self.reward(prompts=[row["prompt"] for row in rows], completions=messages, **columns)
-        scores = torch.tensor([0.0 if score is None else score for score in found], device=self.args.device)
-        if not scores.isfinite().all():
-            raise ValueError(f"the reward gave a completion {found}, expected finite numbers or None")
+        if len(found) != len(rows):
+            raise ValueError(f"the reward gave {len(found)} scores for {len(rows)} completions, expected one for each")
+        if wrong := [score for score in found if score is not None and not math.isfinite(score)]:
+            raise ValueError(f"the reward gave a completion {wrong[0]}, expected a finite number or None: mend it")
+        scores = torch.tensor([float(score or 0.0) for score in found], device=self.args.device)
         return scores, torch.tensor([score is not None for score in found], device=self.args.device)
 
     def _micro_batches(self, rows: list[dict[str, Any]], written: Sequence[Completion]) -> list[MicroBatch]:
@@ -353,6 +363,7 @@ class PPOTrainer(Trainer):
         """What is still to come before each token of the completions is written: [b, width]."""
         base = self.model.get_base_model()
         with value_function(self.model):
+            # On a GPU, Unsloth's decoder heeds the padding because a pass through the whole model came before.
             with self.accelerator.autocast():
                 states = base.get_decoder()(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
             return self.model.value_head(states.last_hidden_state[:, -batch.width - 1 : -1].float()).squeeze(-1)
@@ -363,7 +374,8 @@ class PPOTrainer(Trainer):
         found: list[dict[str, float]] = []
         for minibatch in self._minibatches([batch for batch in batches if old["mask"][batch.rows].any()]):
             if found:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+                if args.max_grad_norm > 0:
+                    self._clip_grad_norm(self.model)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             found.append(self._differentiate(minibatch, old))
@@ -425,6 +437,17 @@ class PPOTrainer(Trainer):
             self.optimizer = optimizer(groups, weight_decay=self.args.weight_decay, **settings)
         return self.optimizer
 
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        """Policy and value apart, since a large error of one must not shrink the step of the other; returns the norm of
+        the policy's gradient."""
+        self.accelerator.unscale_gradients()
+        policy, value = (
+            torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
+            for parameters in trained_parameters(self.model)
+        )
+        self.figures["value_grad_norm"] = float(value)
+        return policy
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, **self.figures} if "loss" in logs else logs, start_time)
 
@@ -441,6 +464,7 @@ class PPOTrainer(Trainer):
         rest = {
             "value_head.weight": self.model.value_head.weight,
             "kl_coefficient": torch.tensor(self.kl_coefficient, dtype=torch.float64),
+            "num_tokens": torch.tensor(self.tokens),
         }
         save_file({**adapter, **rest}, folder / f"{VALUE}.safetensors")
 
@@ -451,7 +475,7 @@ class PPOTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         set_peft_model_state_dict(self.model, load_file(folder / WEIGHTS))
         value = load_file(folder / f"{VALUE}.safetensors")
-        self.kl_coefficient = float(value.pop("kl_coefficient"))
+        self.kl_coefficient, self.tokens = float(value.pop("kl_coefficient")), int(value.pop("num_tokens"))
         self.model.value_head.weight.data.copy_(value.pop("value_head.weight"))
         set_peft_model_state_dict(self.model, value, adapter_name=VALUE)
 
@@ -488,12 +512,14 @@ def add_references(
     return dataset.add_column("reference", [record["completion"] for record in written])
 
 
-def add_value_function(model: Any) -> None:
+def add_value_function(model: Any, seed: int) -> None:
     """Give `model` an adapter of the policy's shape and a head, both in float32, as its value function.
 
     The head starts at zero: the first update's baseline is 0, and not the noise of a random one.
     """
-    model.add_adapter(VALUE, model.peft_config["default"])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.add_adapter(VALUE, model.peft_config["default"])
     model.set_adapter("default")
     hidden = model.get_base_model().config.get_text_config().hidden_size
     head = torch.nn.Linear(hidden, 1, bias=False, device=model.device)
@@ -501,6 +527,16 @@ def add_value_function(model: Any) -> None:
     model.value_head = head
     for parameter in trained_parameters(model)[1]:
         parameter.data = parameter.data.float()
+
+
+def switch_off_dropout(model: Any) -> None:
+    """All of it: noise between two passes of one policy would look like a step (arXiv 2403.17031)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout"):  # OPT's and others' are mere numbers
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def trained_parameters(model: Any) -> tuple[list[Tensor], list[Tensor]]:
