@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, nano: Any) -> None:
 def runs(nano: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of one finished run per scenario of resume_driver.py."""
     output = tmp_path_factory.mktemp("runs")
-    done = python(ROOT / "tests" / "resume_driver.py", nano.folder, output, PYTHONPATH=str(ROOT))
+    done = python(ROOT / "tests" / "resume_driver.py", "gsm8k_grpo", nano.folder, output, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return output
 

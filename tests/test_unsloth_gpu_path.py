@@ -1,8 +1,9 @@
-"""The recipes' configs against the trainers as Unsloth rewrites them on a GPU, without a GPU.
+"""The recipes' configs and PPO's trainer against what Unsloth rewrites on a GPU, without a GPU.
 
 On a GPU Unsloth replaces TRL's configs by generated subclasses with defaults of its own. A field that the
 recipe writes must arrive; a field it does not write must mean the same on both, or stand below with the reason
-why it may differ. A renamed field and a changed default are found here and not in somebody's GPU hours.
+why it may differ. A renamed field and a changed default are found here and not in somebody's GPU hours. PPO's config
+is our own and nobody rewrites it, but its trainer inherits methods that Unsloth replaces in transformers' Trainer.
 """
 
 import json
@@ -55,7 +56,8 @@ for name, where, build in (
 ):
     home = importlib.import_module(where)
     rewritten = getattr(home, name.split()[0])
-    stock = rewritten.__mro__[1]  # the class that the generated one, of the same name, was made from
+    ours = where.startswith("recipes.")
+    stock = rewritten if ours else rewritten.__mro__[1]  # which the generated one, of the same name, was made from
     assert stock.__name__ == rewritten.__name__, f"Unsloth did not rewrite {name}"
     written = {}
 
@@ -71,6 +73,45 @@ for name, where, build in (
         "rewritten": theirs,
         "stock": fields(stock(**written)),
     }
+
+import datasets, peft
+from eval.sampling import Completion
+from recipes.common.ppo import PPOConfig, PPOTrainer
+from recipes.common.tiny import tiny_folder
+from unsloth.models._utils import patch_gradient_accumulation_fix  # called where it loads a model
+
+class Sampler:
+    batch_size = 4
+
+    def sample(self, prompts, **settings):
+        lengths = [len(prompt[0]["content"]) for prompt in prompts]
+        return [Completion("", tuple(range(300, 300 + length)), False) for length in lengths]
+
+def reward(prompts, **kwargs):
+    return [len(prompt[0]["content"]) % 3 - 1.0 for prompt in prompts]
+
+rows = [{"prompt": [{"role": "user", "content": "a" * length}]} for length in range(1, 7)]
+
+def updates():
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder(), dtype=torch.float32)
+    trainer = PPOTrainer(
+        peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])), reward,
+        PPOConfig("ppo", max_steps=2, learning_rate=1e-2, per_device_train_batch_size=6, minibatch_size=2,
+                  micro_batch_size=2, ppo_epochs=2, logging_steps=1, save_strategy="no", report_to="none"),
+        Sampler(), train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=transformers.AutoTokenizer.from_pretrained(tiny_folder()),
+    )
+    trainer.train()
+    return trainer.state.log_history[:2]
+
+stock = updates()
+patch_gradient_accumulation_fix(transformers.Trainer)
+found["PPOTrainer"] = {
+    "replaced": [name for name, value in vars(transformers.Trainer).items() if "_unsloth" in str(value)],
+    "stock": stock,
+    "rewritten": updates(),
+}
 print("\\n" + json.dumps(found))
 """
 
@@ -103,6 +144,7 @@ METHODS: dict[str, tuple[str, str, str, list[Any]]] = {
     "orpo": ("ORPOConfig", "trl.experimental.orpo", "orpo_config", []),
     "simpo": ("CPOConfig", "trl.experimental.cpo", "simpo_config", []),
     "reward": ("RewardConfig", "trl", "reward_config", []),
+    "ppo": ("PPOConfig", "recipes.common.ppo", "ppo_config", []),
 }
 RECIPES = [
     (path.stem, *METHODS[method])
@@ -145,3 +187,10 @@ def test_what_it_leaves_out_means_the_same(configs: Any, name: str) -> None:
         if stock.get(key) != rewritten.get(key) and key not in HARMLESS
     }
     assert unexpected == {}, f"{name} differs (TRL's, Unsloth's): write it out in the recipe, or add a reason"
+
+
+def test_ppo_makes_the_same_updates_on_what_unsloth_makes_of_the_trainer(configs: Any) -> None:
+    found = configs["PPOTrainer"]
+    assert {"get_batch_samples", "training_step"} <= set(found["replaced"])
+    assert [(line["step"], line["minibatches"]) for line in found["stock"]] == [(1, 6), (2, 6)]
+    assert found["rewritten"] == found["stock"]

@@ -527,6 +527,7 @@ def add_value_function(model: Any, seed: int) -> None:
     model.value_head = head
     for parameter in trained_parameters(model)[1]:
         parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)  # for those who count what is trained; PEFT sees to it when it switches
 
 
 def switch_off_dropout(model: Any) -> None:

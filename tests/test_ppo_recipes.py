@@ -1,0 +1,332 @@
+"""Both PPO recipes, sample to report, on the tiny random model: what a run keeps, who rewards it, what it is compared
+with, its mistakes, and what a kill costs."""
+
+import functools
+import gc
+import importlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from recipes.common.tiny import tiny_pairrm_folder
+from rewards import pairrm, reward_model
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*_ppo.py"))
+RATE = 1e-2  # at the recipes' own, three updates move the tiny model by no more than it rounds
+ADAPTER = {
+    *("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "README.md"),
+    *("tokenizer.json", "tokenizer_config.json"),
+}
+FIGURES = {
+    *("loss", "grad_norm", "learning_rate", "score", "score_std", "kl", "kl_per_completion", "kl_coefficient"),
+    *("entropy", "explained_variance", "length", "truncated", "ungraded", "num_tokens", "ratio_error", "policy_loss"),
+    *("value_loss", "clip_fraction", "value_clip_fraction", "approx_kl", "minibatches", "value_grad_norm", "seconds"),
+}
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended, what it printed, and its trainer where it was PPO's."""
+
+    folder: Path
+    printed: str
+    trainer: Any = None
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    def records(self, stage: str) -> list[dict[str, Any]]:
+        return [record for record in read_jsonl(self.folder / "completions.jsonl") if record["stage"] == stage]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections(unsloth: ModuleType) -> Iterator[None]:
+    """`Trainer.train` collects garbage, which takes a second once Unsloth is imported: what is there now is kept."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def start(name: str, output: Path, **changes: Any) -> Finished:
+    """`main` of a recipe with the sizes of `--smoke`, on the sample."""
+    from recipes.common import ppo
+
+    trainers: list[Any] = []
+
+    class Kept(ppo.PPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            trainers.append(self)
+
+    module = importlib.import_module(f"recipes.{name}")
+    args = replace(module.ON_CPU, **module.SMOKE)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(ppo, "PPOTrainer", Kept)
+        module.main(replace(args, output_dir=str(output), **{"learning_rate": RATE, **changes}))
+    (folder,) = output.glob(f"{name}/*/*")
+    return Finished(folder, printed.getvalue(), *trainers)
+
+
+@pytest.fixture(scope="module")
+def finished(unsloth: ModuleType, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
+    """`finished(name, **changes)`: a run of a recipe with these arguments, made once; by default the tiny PairRM's."""
+
+    @functools.cache
+    def run(name: str, **changes: Any) -> Finished:
+        rewarded = {"reward": str(tiny_pairrm_folder())} if name.endswith("_ppo") else {}
+        return start(name, tmp_path_factory.mktemp(name), **{"model": str(tiny)} | rewarded | changes)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reward_folder(finished: Any) -> str:
+    """A reward model on the policy's own base model: that of `recipes/ultrafeedback_reward.py`, seconds old."""
+    return str(finished("ultrafeedback_reward").folder / "adapter")
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES == ["ultrafeedback_ppo", "webgpt_ppo"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_help_is_instant(name: str) -> None:
+    def cpu_seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, f"recipes/{name}.py", "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "--value-learning-rate" in done.stdout and "PPO on" in done.stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert any(cpu_seconds() < 0.5 for _ in range(3))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_whole(name: str, finished: Any) -> None:
+    run = finished(name)
+    files = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+    assert files == {
+        *("config.json", "completions.jsonl", "metrics.jsonl", "report.html", "results.json", "seconds.json"),
+        *(f"adapter/{file}" for file in ADAPTER),
+    }
+    results = run.results
+    assert results["complete"] and results["steps"] == {"made": 3, "planned": 3}
+    assert results["paired"]["measure"] == "sampled_reward" and results["correct"] is None
+    before, after = (results["stages"][i]["sampled_reward"] for i in (0, 1))
+    assert [stage["name"] for stage in results["stages"]] == ["before", "after"] and before != after
+    assert results["paired"]["delta"] == pytest.approx(after - before)
+    assert [len(run.records(stage)) for stage in ("before", "after")] == [8 * 3] * 2
+    for page in ("report.html", "adapter/README.md"):
+        assert "Sampled reward" in (run.folder / page).read_text(encoding="utf-8")
+    assert "Warning" not in run.printed
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_update_logs_what_the_report_draws(name: str, finished: Any) -> None:
+    lines = finished(name).metrics
+    assert [(line["phase"], line["step"]) for line in lines] == [("ppo", step) for step in (1, 2, 3)]
+    assert all(line.keys() >= FIGURES and None not in line.values() for line in lines)
+    assert lines[0]["kl"] == 0 and all(line["kl"] != 0 for line in lines[1:])  # the policy leaves its reference
+    assert {line["ratio_error"] for line in lines} == {0} and {line["minibatches"] for line in lines} == {4}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_adapter_that_is_kept_is_the_policy_alone(name: str, finished: Any) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    run = finished(name)
+    kept = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    policy = {
+        weight_name.replace(".default.", "."): weight
+        for weight_name, weight in run.trainer.model.named_parameters()
+        if ".default." in weight_name
+    }
+    assert kept.keys() == policy.keys() and all(torch.equal(kept[key], weight) for key, weight in policy.items())
+    assert any(".value." in weight_name for weight_name, _ in run.trainer.model.named_parameters())
+
+
+# Who rewards
+
+
+def rewards_of(records: list[dict[str, Any]]) -> list[float]:
+    return [record["reward"] for record in records]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_pairrm_compares_with_the_answer_of_the_dataset(name: str, finished: Any) -> None:
+    judge = pairrm.load(str(tiny_pairrm_folder()))
+    for stage in ("before", "after"):
+        records = finished(name).records(stage)
+        questions, written, gold = ([record[key] for record in records] for key in ("question", "completion", "gold"))
+        assert rewards_of(records) == pytest.approx(judge.logits(questions, written, gold), abs=1e-4)
+        assert all(record["scores"] == {"pairrm_reward": record["reward"]} for record in records)
+
+
+def test_pairrm_compares_with_what_the_model_wrote_before_training(finished: Any) -> None:
+    judge = pairrm.load(str(tiny_pairrm_folder()))
+    run = finished("ultrafeedback_ppo", pairrm_reference="greedy")
+    first = {record["index"]: record["completion"] for record in run.records("before") if record["kind"] == "greedy"}
+    for stage in ("before", "after"):
+        records = run.records(stage)
+        questions, written = ([record[key] for record in records] for key in ("question", "completion"))
+        expected = judge.logits(questions, written, [first[record["index"]] for record in records])
+        assert rewards_of(records) == pytest.approx(expected, abs=1e-4)
+    assert first[0] != next(record["completion"] for record in records if record["kind"] == "greedy")
+    assert run.metrics[0]["score"] != finished("ultrafeedback_ppo").metrics[0]["score"]
+
+
+def test_a_reward_model_is_an_adapter_of_the_policys_trunk(
+    finished: Any, reward_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(reward_model, "load_trunk", lambda *_, **__: pytest.fail("a second model was loaded"))
+        run = finished("webgpt_ppo", reward=reward_folder)
+    assert set(run.trainer.model.peft_config) == {"default", "value", "reward"}
+    assert "memory of its own" not in run.printed and run.results["complete"]
+
+    model, tokenizer = reward_model.load(reward_folder)
+    for stage in ("before", "after"):
+        records = run.records(stage)
+        prompts = [[{"role": "user", "content": record["question"]}] for record in records]
+        expected = reward_model.score(model, tokenizer, prompts, [record["completion"] for record in records])
+        assert rewards_of(records) == pytest.approx(expected, abs=0.02)  # the trunk rounds to 16 bit
+
+
+# Where training starts
+
+
+def test_an_adapter_to_start_from_is_the_reference(finished: Any, reward_folder: str) -> None:
+    """With a reward model on the same trunk, which is then four adapters."""
+    import torch
+    from safetensors.torch import load_file
+
+    first = finished("ultrafeedback_ppo")
+    run = finished("ultrafeedback_ppo", start_from=str(first.folder / "adapter"), reward=reward_folder)
+    words = "a frozen copy of the adapter that training starts from"
+    assert f"Reference policy: {words}\n" in run.printed and run.results["reference"] == words
+    written = [[record["completion"] for record in one] for one in (run.records("before"), first.records("after"))]
+    assert written[0] == written[1]
+    assert run.metrics[0]["kl"] == 0 and all(line["kl"] != 0 for line in run.metrics[1:])
+
+    model = run.trainer.model
+    assert set(model.peft_config) == {"default", "value", "ref", "reward"}
+    start_weights, weights = load_file(first.folder / "adapter" / "adapter_model.safetensors"), model.state_dict()
+    for key, weight in start_weights.items():
+        copy, policy = (weights[key.replace(".weight", f".{adapter}.weight")] for adapter in ("ref", "default"))
+        assert torch.equal(copy, weight) and not torch.equal(policy, weight), key
+
+
+# Mistakes: one sentence, exit code 2, and nothing that looks finished
+
+
+@pytest.mark.parametrize(
+    ("name", "reward", "says"),
+    [
+        ("ultrafeedback_ppo", ".", "error: . holds no reward model"),
+        ("webgpt_ppo", "pairrm", "error: llm-blender/PairRM-hf could not be fetched from the hub"),
+    ],
+)
+def test_a_reward_that_is_none_is_one_sentence(name: str, reward: str, says: str, tmp_path: Path) -> None:
+    command = [sys.executable, f"recipes/{name}.py", "--model", "smollm2-135m", "--source", "sample"]
+    done = subprocess.run(
+        [*command, "--reward", reward, "--output-dir", tmp_path / "runs"],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith(says) and "recipes/ultrafeedback_reward.py" in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_prompts_that_are_all_too_long_are_one_sentence(name: str, tiny: Path, tmp_path: Path) -> None:
+    from recipes.common.cli import explain
+
+    with pytest.raises(ValueError, match=r"^no prompt has at most 4 tokens: raise --max-prompt-length$") as refused:
+        start(name, tmp_path, model=str(tiny), reward=str(tiny_pairrm_folder()), max_prompt_length=4)
+    assert explain(refused.value) == str(refused.value)
+    assert not list(tmp_path.rglob("results.json")) and not list(tmp_path.rglob("report.html"))
+
+
+# Kills
+
+
+@pytest.fixture(scope="module")
+def runs(nano: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of one finished run per scenario of resume_driver.py."""
+    output = tmp_path_factory.mktemp("runs")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "resume_driver.py", "ultrafeedback_ppo", nano.folder, output],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return output
+
+
+def training_of(run: Path) -> list[dict[str, Any]]:
+    """All that was logged of every update, but for the time it took and the count of this session's tokens."""
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "num_tokens")}
+        for line in read_jsonl(run / "metrics.jsonl")
+    ]
+
+
+def only_run(output: Path) -> Path:
+    (folder,) = output.glob("ultrafeedback_ppo/*/*")
+    return folder
+
+
+def test_the_unbroken_run_has_something_to_compare(runs: Path) -> None:
+    lines = training_of(only_run(runs / "unbroken"))
+    assert [(line["step"], line["minibatches"]) for line in lines] == [(step, 4) for step in (1, 2, 3, 4)]
+    assert len({line["kl_coefficient"] for line in lines}) == 4
+    assert all(line["grad_norm"] > 0.01 and line["value_loss"] > 0.01 for line in lines)
+    assert all(abs(line["kl"]) > 0.01 and line["explained_variance"] != 0 for line in lines[1:])
+
+
+@pytest.mark.parametrize("scenario", ["inside_updates", "all_steps_made", "out_of_time"])
+def test_a_resumed_run_ends_like_an_unbroken_one(runs: Path, scenario: str) -> None:
+    unbroken, resumed = only_run(runs / "unbroken"), only_run(runs / scenario)
+    assert training_of(resumed) == training_of(unbroken)
+    for file in ("adapter/adapter_model.safetensors", "completions.jsonl", "config.json"):
+        assert (resumed / file).read_bytes() == (unbroken / file).read_bytes(), file
+    results = json.loads((resumed / "results.json").read_text(encoding="utf-8"))
+    assert results["complete"] and results["steps"] == {"made": 4, "planned": 4}
+    assert not (resumed / "checkpoints").exists()
+
+
+def test_results_of_a_run_out_of_time_say_so(runs: Path) -> None:
+    results = json.loads((runs / "incomplete" / "results.json").read_text(encoding="utf-8"))
+    assert results["complete"] is False and results["steps"] == {"made": 1, "planned": 4}
+    assert (runs / "incomplete" / "checkpoints").exists()
