@@ -8,7 +8,7 @@ PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --
 READY  := .venv/.ready-$(DEVICE)
 PEER   := .venv-trl112
 
-.PHONY: help setup demo test test-real setup-vllm test-vllm bench bench-memory lint lock clean
+.PHONY: help setup demo test test-real setup-vllm test-vllm bench bench-memory bench-ppo lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ bench: setup $(PEER)/.ready ## time rewards and training steps side by side with
 
 bench-memory: setup ## memory of the preference trainers beside SFT's on the same tokens; Linux
 	.venv/bin/python -m eval.bench_memory
+
+bench-ppo: setup $(PEER)/.ready ## PPO side by side with TRL 1.12.0's and with GRPO: reward, memory, time; Linux
+	.venv/bin/python -m eval.bench_ppo --peer-python $(PEER)/bin/python
 
 lint: setup ## style, format and types
 	.venv/bin/python -m ruff check .

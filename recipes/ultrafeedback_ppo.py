@@ -12,7 +12,9 @@ Held-out prompts, before and after: the mean reward of what is sampled at temper
     python recipes/ultrafeedback_ppo.py --start-from <SFT adapter>           # Llama-3-8B, PairRM
     python recipes/ultrafeedback_ppo.py --reward outputs/ultrafeedback_reward/<model>/<time>/adapter
 
-Not yet measured. No GPU has run this yet.
+SmolLM2, its own reward model, one CPU core of two (the other busy), 21 min, 2.8 GB, n = 48 prompts of our own,
+2026-11-22: sampled reward 0.36 -> 0.50 (+0.13, 95 % CI +0.04 to +0.23), KL 0.08 nats a token. Its answers sound more
+direct, are no truer, and end even less often: cut-off ones score higher. No GPU has run this yet.
 """
 
 import math

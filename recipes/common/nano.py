@@ -58,6 +58,14 @@ class Nano:
         messages = [[{"role": "assistant", "content": completion.text}] for completion in written]
         return int(sum(self.successor_reward(messages, answers))), len(answers)
 
+    def solved_with(self, adapter: str) -> tuple[int, int]:
+        """The same of the model with the adapter in folder `adapter`."""
+        from unsloth import FastLanguageModel  # isort: skip  it must come before peft
+        from peft import PeftModel
+
+        base, tokenizer = FastLanguageModel.from_pretrained(str(self.folder), max_seq_length=512, load_in_4bit=False)
+        return self.solved(PeftModel.from_pretrained(base, adapter), tokenizer)
+
     @staticmethod
     def interval(right: int, n: int) -> tuple[float, float]:
         """Wilson 95 % interval of a count of right answers."""

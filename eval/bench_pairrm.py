@@ -1,0 +1,109 @@
+"""How much memory PairRM takes to compare 512 pairs of 300 tokens, beside its own size: `python -m eval.bench_pairrm`.
+
+The network has its published shapes and random weights, which take as much room and time as trained ones, and is read
+from safetensors as they are. A pair is a prompt and two responses, all three of a length, and no two are the same; it
+is read in both orders. Without a GPU.
+
+Compared is the peak of the process's resident memory above what it holds when its libraries are imported, the model
+itself included, with the bytes of the model's weights. The peak is read and reset through /proc, which is Linux's.
+"""
+
+import argparse
+import json
+import os
+import random
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from eval.bench_memory import reset_peak, resident_mib
+from eval.files import results_path, write_json_atomic
+from rewards import pairrm
+
+ROOT = Path(__file__).resolve().parents[1]
+BAR = 2.0  # times the model's own size
+SEED = 3407
+# As a command, in a process of its own: eval imports nothing of the recipes, and what it leaves behind is not measured.
+BUILD = (
+    "import json, sys; from pathlib import Path; from recipes.common import machine, tiny; "
+    "tiny.write_pairrm(Path(sys.argv[1]), initializer_range=0.02, **tiny.PAIRRM_SIZES); "
+    "print(json.dumps({'machine': machine.describe(), 'git_commit': machine.git_commit(), "
+    "'versions': machine.versions()}))"
+)
+
+
+def build_pairs(count: int, tokens: int, seed: int = SEED) -> tuple[list[str], list[str], list[str]]:
+    """`count` different prompts, first and second responses; `tokens`, a multiple of 3, of the three together.
+
+    For a tokenizer that reads each letter as one token, and adds four to a text: [CLS], prefix, a space and [SEP].
+    """
+    rng = random.Random(seed)
+    prompts, first, second = (
+        ["".join(rng.choices(string.ascii_lowercase, k=tokens // 3 - 4)) for _ in range(count)] for _ in range(3)
+    )
+    return prompts, first, second
+
+
+def measure(folder: str, pairs: int, tokens: int) -> dict[str, Any]:
+    """Load the PairRM in `folder` and compare `pairs` pairs of `tokens` tokens: memory and speed, ready for JSON."""
+    import torch
+
+    pairrm.model_class()  # with transformers: libraries belong to the start
+    texts = build_pairs(pairs, tokens)
+    start = resident_mib("VmRSS")
+    reset_peak()
+    judge = pairrm.load(folder)
+    # The file is mapped, so that a weight takes room when it is first read: those of tokens in no text count too.
+    sum(weight.sum() for weight in judge.model.state_dict().values())
+    if {len(judge.encode(*row)) for row in zip(*texts, strict=True)} != {tokens}:
+        raise RuntimeError(f"the pairs are not of {tokens} tokens: the tokenizer does not read letter by letter")
+    began = time.perf_counter()
+    judge.compare(*texts)
+    seconds = time.perf_counter() - began
+    peak = resident_mib("VmHWM")
+    weights = sum(weight.nbytes for weight in judge.model.state_dict().values()) / 2**20
+    return {
+        "pairs": pairs,
+        "tokens": tokens,
+        "threads": torch.get_num_threads(),
+        "weights_mib": round(weights),
+        "start_mib": start,
+        "peak_mib": peak,
+        "above_mib": peak - start,
+        "ratio": (ratio := round((peak - start) / weights, 3)),
+        "bar": BAR,
+        "met": ratio <= BAR,
+        "pairs_per_second": round(pairs / seconds, 3),
+    }
+
+
+def main() -> int:
+    """Print the figures and write them to eval/results/; 0 where the bar is met, 1 where it is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=300, help="of prompt and both responses, a multiple of 3")
+    args = parser.parse_args()
+    if not Path("/proc/self/clear_refs").exists():
+        parser.error("this reads the peak of memory from /proc, which only Linux has")
+    if args.pairs < 1 or args.tokens % 3 or not 15 <= args.tokens <= pairrm.MAX_LENGTH:
+        parser.error("--pairs must be at least 1, and --tokens a multiple of 3 from 15 to 2048")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", BUILD, folder]
+        built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        about = json.loads(built.stdout.splitlines()[-1])
+        found = measure(folder, args.pairs, args.tokens)
+    print(json.dumps(found, indent=2))
+    path = results_path(about["machine"], "pairrm")
+    write_json_atomic(path, {"date": date.today().isoformat(), **about, **found})
+    print(f"Written to {path.relative_to(ROOT)}")
+    return 0 if found["met"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,374 @@
+"""PPO beside TRL's and beside GRPO: what it learns, what memory it takes and how fast it is: `make bench-ppo`.
+
+Contenders, each trained in a process of its own: "ours" is `recipes/common/ppo.py` with the recipes' rollouts; "trl"
+the PPO of TRL 1.12.0, its last, on stock transformers and peft in an environment of its own (`--peer-python`); "grpo"
+TRL's GRPO through Unsloth as `recipes/gsm8k_grpo.py` has it, in groups of 8 and without a reference.
+
+In the first part SmolLM2-135M makes updates of 32 completions of exactly 48 tokens, for the same 32 prompts of the
+UltraFeedback sample, of 36 to 46 tokens: the model is given an end token that it never writes. Compared are the peak
+of resident memory above what a process holds after its imports, before it loads a model (Linux), and the median time
+of an update after the first. TRL's value model is an adapter and a head on a second copy of the model, which takes
+less than one trained whole, as in its example ("trl whole", for information), and it writes 32 completions at once.
+
+In the second a nano model (recipes/common/nano.py) learns the successor task in 30 updates of 80 episodes, with three
+seeds; what counts is how many of 250 fresh answers are right. TRL's value model is trained whole, with the policy's
+learning rate: TRL takes its turn at each of `RATES`, of which the best counts. Ours has the first of them.
+
+Equal for all: LoRA of rank 16 on all seven projections, bf16 autocast, AdamW at a constant rate, no gradient
+checkpointing, temperature 1, a reward that a program computes; for PPO four epochs of one minibatch, KL coefficient
+0.05, clip ranges 0.2, lambda 0.95, gamma 1, and 1 off for a completion without an end. Micro-batches are of 8, the nano
+model's of 80. TRL's PPO ignores `bf16` (its Accelerator is not told), so the environment says it to every process.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from eval.bench_memory import reset_peak, resident_mib
+from eval.bench_training import endless_model
+from eval.files import results_path, write_json_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+RANK, GROUP, MAX_LENGTH, EPOCHS, KL_COEFFICIENT, MISSING_END_PENALTY = 16, 8, 96, 4, 0.05, 1.0
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SEEDS, RATES = (1, 2, 3), (5e-3, 1e-3, 5e-4)
+LESSON = {"updates": 30, "micro_batch": 80, "tokens": 4}  # of the nano model
+# What is compared, whose, with whose, and the largest ratio of the two.
+BARS = [
+    ("right answers", "trl", "ours", 1.0),
+    ("peak memory", "ours", "trl", 0.5),
+    ("seconds an update", "ours", "trl", 1.0),
+    ("peak memory", "ours", "grpo", 1.25),
+]
+# As commands, which import Unsloth before what it patches: rewards, data and eval import nothing of the recipes.
+HEAD = "import json, sys; from pathlib import Path; from eval import bench_ppo; from recipes.common.nano import Nano; "
+CONTEND = (
+    "import unsloth; from recipes.common.ppo import PPOConfig, PPOTrainer; from recipes.common.rollouts import "
+    "Rollouts; bench_ppo.contend(sys.argv[1], Nano.successor_reward, PPOConfig, PPOTrainer, Rollouts)"
+)
+CONTEND_TRL = "bench_ppo.contend(sys.argv[1], Nano.successor_reward)"
+COUNT = "import unsloth; print(*Nano(Path(sys.argv[1])).solved_with(sys.argv[2])[:1])"
+ASK = (
+    "from data import ultrafeedback; from recipes.common import machine, nano; sample = ultrafeedback.load('train', "
+    "limit=32, source='sample'); problems = nano.random_digits(Path(sys.argv[1])).dataset(); print(json.dumps({"
+    "'endless': sample.select_columns(['prompt']).to_list(), 'nano': problems.to_list() * 8, 'machine': "
+    "machine.describe(), 'git_commit': machine.git_commit(), 'versions': machine.versions()}))"
+)
+Rows = list[dict[str, Any]]  # `prompt`, messages, and what the reward reads
+Reward = Callable[..., Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process is to do: make `updates` of the model in folder `model`, each of `rows` (a file) completions,
+    and save the adapter in folder `out`. Without answers, the reward of rows is `distinct_words_reward`."""
+
+    contender: str
+    model: str
+    rows: str
+    out: str
+    updates: int = 3
+    micro_batch: int = 8
+    tokens: int = 48
+    learning_rate: float = 1e-5
+    seed: int = 1
+
+    def shared(self, output: str) -> dict[str, Any]:
+        """What the configs of all trainers have."""
+        return {
+            "output_dir": output, "seed": self.seed, "learning_rate": self.learning_rate, "temperature": 1.0,
+            "lr_scheduler_type": "constant", "optim": "adamw_torch_fused", "bf16": True, "use_cpu": True,
+            "gradient_checkpointing": False, "dataloader_pin_memory": False, "save_strategy": "no",
+            "logging_steps": 1, "report_to": "none", "disable_tqdm": True,
+        }  # fmt: skip
+
+
+@dataclass
+class Cost:
+    """Resident memory of this process in MiB when it is made, which should be before a model is loaded, when training
+    is about to begin and at its peak in between and after; seconds of each update, and of generating in each."""
+
+    start_mib: int = 0
+    loaded_mib: int = 0
+    peak_mib: int = 0
+    seconds: list[float] = field(default_factory=list)
+    generating: list[float] = field(default_factory=list)
+    tokens: int = 0
+    """Written in all, padding included"""
+
+    def __post_init__(self) -> None:
+        if not self.start_mib:
+            gc.collect()
+            reset_peak()
+            self.start_mib = resident_mib("VmRSS")
+
+    @property
+    def above_mib(self) -> int:
+        return self.peak_mib - self.start_mib
+
+    def median(self, what: str) -> float:
+        """Of "seconds" or "generating", without the first update, which warms up."""
+        return statistics.median(getattr(self, what)[1:])
+
+    def train(self, trainer: Any, model: Any) -> None:
+        """Train, timing updates and, in them, `model.generate`."""
+        import transformers
+
+        cost, generate = self, model.generate
+
+        class Clock(transformers.TrainerCallback):
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                self.began, self.generated = time.monotonic(), 0.0
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:  # and the next begins: TRL's PPO has no event for that
+                cost.seconds.append(round(time.monotonic() - self.began, 3))
+                cost.generating.append(round(self.generated, 3))
+                self.on_train_begin()
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.monotonic()
+            output = generate(*args, **kwargs)
+            clock.generated += time.monotonic() - began
+            cost.tokens += getattr(output, "sequences", output)[:, kwargs["input_ids"].shape[1] :].numel()
+            return output
+
+        model.generate, clock = timed, Clock()
+        trainer.add_callback(clock)
+        self.loaded_mib = resident_mib("VmRSS")
+        trainer.train()
+        self.peak_mib = resident_mib("VmHWM")
+
+
+def contend(job_json: str, reward: Reward, *ours: Callable[..., Any]) -> None:
+    """Do a `Job` and print its `Cost` as a line of JSON.
+
+    `reward` is for rows with answers. `ours` are PPOConfig, PPOTrainer and Rollouts of recipes/common; none for TRL's
+    PPO, whose environment cannot import them. Raises RuntimeError where an endless model wrote other than was asked.
+    """
+    job = Job(**json.loads(job_json))
+    rows = json.loads(Path(job.rows).read_text(encoding="utf-8"))
+    endless = "answer" not in rows[0]
+    with tempfile.TemporaryDirectory() as output:
+        build = with_unsloth if ours else trl_ppo
+        cost, trainer, model = build(job, rows, distinct_words_reward if endless else reward, output, *ours)
+        cost.train(trainer, model)
+    if endless and cost.tokens != (asked := job.updates * len(rows) * job.tokens):
+        raise RuntimeError(f"{job.contender} wrote {cost.tokens:,} tokens, and all contenders must write {asked:,}")
+    model.save_pretrained(job.out, selected_adapters=["default"])
+    print(json.dumps(asdict(cost)))
+
+
+def distinct_words_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """Distinct words of each completion, in units of 48."""
+    return [len(set(completion[0]["content"].split())) / 48 for completion in completions]
+
+
+def with_unsloth(job: Job, rows: Rows, reward: Reward, output: str, *ours: Any) -> tuple[Cost, Any, Any]:
+    """A cost made before the model is loaded, the trainer of "ours" or "grpo", and the model with its adapter."""
+    import trl
+    from datasets import Dataset
+    from unsloth import FastLanguageModel
+
+    ppo_config, ppo_trainer, rollouts = ours
+    dataset, cost = Dataset.from_list(rows), Cost()
+    model, tokenizer = FastLanguageModel.from_pretrained(job.model, max_seq_length=MAX_LENGTH, load_in_4bit=False)
+    model = FastLanguageModel.get_peft_model(
+        model, r=RANK, lora_alpha=RANK, target_modules=PROJECTIONS, use_gradient_checkpointing=False,
+        random_state=job.seed,
+    )  # fmt: skip
+    engine = rollouts("model", model, tokenizer, MAX_LENGTH)
+    shared = {**job.shared(output), "max_steps": job.updates, "max_completion_length": job.tokens}
+    data = {"train_dataset": dataset, "processing_class": tokenizer}
+    if job.contender == "grpo":
+        config = trl.GRPOConfig(
+            **shared, per_device_train_batch_size=job.micro_batch, num_generations=GROUP, top_p=1.0, beta=0.0,
+            gradient_accumulation_steps=len(rows) // job.micro_batch,
+        )  # fmt: skip
+        trainer = trl.GRPOTrainer(model, reward, config, **data)
+        engine.attach(trainer)
+    else:
+        config = ppo_config(
+            **shared, value_learning_rate=job.learning_rate, per_device_train_batch_size=len(rows),
+            minibatch_size=len(rows), micro_batch_size=job.micro_batch, ppo_epochs=EPOCHS,
+            kl_coefficient=KL_COEFFICIENT, missing_end_penalty=MISSING_END_PENALTY,
+        )  # fmt: skip
+        trainer = ppo_trainer(model, reward, config, sampler=engine.sampler, **data)
+    return cost, trainer, model
+
+
+def trl_ppo(job: Job, rows: Rows, reward: Reward, output: str, *_: Any) -> tuple[Cost, Any, Any]:
+    """The same of TRL's PPO."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    cost = Cost()
+    torch.manual_seed(job.seed)
+    lora = {"r": RANK, "lora_alpha": RANK, "target_modules": PROJECTIONS}
+    tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="left")
+    policy = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16)  # as Unsloth loads every model
+    policy = get_peft_model(policy, LoraConfig(**lora, task_type="CAUSAL_LM"))
+    critic = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=1, dtype="auto")
+    if job.contender != "trl whole":
+        critic = get_peft_model(critic, LoraConfig(**lora, task_type="SEQ_CLS")).get_base_model()
+    asked = [row["prompt"] for row in rows]
+    prompts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    judge = programmatic(tokenizer, prompts, rows, reward)
+    config = PPOConfig(
+        **job.shared(output), total_episodes=job.updates * len(rows), response_length=job.tokens, stop_token="eos",
+        per_device_train_batch_size=job.micro_batch, gradient_accumulation_steps=len(rows) // job.micro_batch,
+        local_rollout_forward_batch_size=len(rows), num_ppo_epochs=EPOCHS, num_sample_generations=0,
+        kl_coef=KL_COEFFICIENT, missing_eos_penalty=MISSING_END_PENALTY,
+    )  # fmt: skip
+    dataset = Dataset.from_dict({"input_ids": prompts})
+    return cost, PPOTrainer(config, tokenizer, policy, None, judge, dataset, critic), policy
+
+
+def programmatic(tokenizer: Any, prompts: list[list[int]], rows: Rows, reward: Reward) -> Any:
+    """`reward` as a reward model of TRL's kind: the backbone keeps the ids that it reads, [b, length], and `score`
+    gives [b, length, 1], at each position what the whole text earns: one of `prompts`, those of `rows`, and more."""
+    import torch
+
+    class Judge(torch.nn.Module):
+        base_model_prefix = "backbone"
+
+        def backbone(self, input_ids: Any, attention_mask: Any, **_: Any) -> Any:
+            self.read, self.shape = zip(input_ids, attention_mask, strict=True), input_ids.shape
+            return SimpleNamespace(hidden_states=[None])
+
+        def score(self, _: None) -> torch.Tensor:
+            earned: list[float | None] = []
+            for text in (ids[mask].tolist() for ids, mask in self.read):
+                row, asked = next((r, p) for r, p in zip(rows, prompts, strict=True) if text[: len(p)] == p)
+                written = tokenizer.decode(text[len(asked) :], skip_special_tokens=True)
+                columns = {name: [value] for name, value in row.items() if name != "prompt"}
+                earned += reward(completions=[[{"role": "assistant", "content": written}]], **columns)
+            return torch.tensor(earned)[:, None, None].expand(*self.shape, 1)
+
+    return Judge()
+
+
+def _run(python: str, program: str, *arguments: str) -> Any:
+    """The JSON of the last line that `program` prints, run offline and without a GPU; RuntimeError where it fails."""
+    settings = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, **settings, "ACCELERATE_MIXED_PRECISION": "bf16"}
+    command = [python, "-c", HEAD + program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError("\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-15:]))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(peer_python: str) -> dict[str, Any]:
+    """Run every contender. Returns "about" this machine, "cost" ({contender: `Cost`}), "right" ({contender at a
+    learning rate: right answers of each seed}) and "failed"."""
+    cost: dict[str, Cost] = {}
+    right: dict[str, list[int]] = defaultdict(list)
+    failed: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="bench-ppo-") as work:
+        folder = Path(work)
+        (folder / "endless").mkdir()
+        endless_model(folder / "endless")
+        about = _run(sys.executable, ASK, str(folder / "nano"))
+        for model in ("nano", "endless"):
+            write_json_atomic(folder / f"{model}.json", about.pop(model))
+
+        def run(name: str, contender: str, model: str, **changes: Any) -> None:
+            job = Job(contender, str(folder / model), str(folder / f"{model}.json"), f"{folder}/{name}", **changes)
+            peer = contender.startswith("trl")
+            python, program = (peer_python, CONTEND_TRL) if peer else (sys.executable, CONTEND)
+            try:
+                took = _run(python, program, json.dumps(asdict(job)))
+                if model == "endless":
+                    cost[name] = Cost(**took)
+                else:
+                    right[name].append(_run(sys.executable, COUNT, job.model, job.out))
+                print(f"{name}: {sum(took['seconds']):.0f} s", flush=True)
+            except RuntimeError as error:  # the others' figures must not go with it
+                print(f"{name} failed:\n{error}", flush=True)
+                failed.append(name)
+
+        for name in ("ours", "trl", "trl whole", "grpo"):
+            run(name, name, "endless")
+        for seed in SEEDS:
+            run(f"ours at {RATES[0]}", "ours", "nano", learning_rate=RATES[0], seed=seed, **LESSON)
+            for rate in RATES:
+                run(f"trl at {rate}", "trl whole", "nano", learning_rate=rate, seed=seed, **LESSON)
+    return {"about": about, "cost": cost, "right": right, "failed": failed}
+
+
+def judge(right: Mapping[str, Sequence[int]], cost: Mapping[str, Cost]) -> list[dict[str, Any]]:
+    """Every bar whose two contenders were measured: "what", "whose", "peer", "ratio", "bar" and whether "met".
+
+    The right answers of a contender are the mean over its seeds, at the learning rate where that is largest.
+    """
+    found: dict[str, dict[str, float]] = {
+        "right answers": {},
+        "peak memory": {name: own.above_mib for name, own in cost.items()},
+        "seconds an update": {name: own.median("seconds") for name, own in cost.items()},
+    }
+    for name, counts in right.items():
+        best, who = found["right answers"], name.split()[0]
+        best[who] = max(best.get(who, 0.0), statistics.fmean(counts))
+    rows: list[dict[str, Any]] = []
+    for what, whose, peer, bar in BARS:
+        if whose in found[what] and found[what].get(peer):
+            ratio = found[what][whose] / found[what][peer]
+            rows.append(dict(what=what, whose=whose, peer=peer, ratio=round(ratio, 3), bar=bar, met=ratio <= bar))
+    return rows
+
+
+def table(right: Mapping[str, Sequence[int]], cost: Mapping[str, Cost], judged: Sequence[Mapping[str, Any]]) -> str:
+    """What each contender took, then what each learned, mean and every seed, then the bars."""
+    lines = [f"{'':16}{'start':>8}{'loaded':>8}{'peak':>8}{'above':>8}{'s/update':>10}{'generating':>12}"]
+    for name, own in cost.items():
+        mib = "".join(f"{n:8,}" for n in (own.start_mib, own.loaded_mib, own.peak_mib, own.above_mib))
+        lines.append(f"{name:16}{mib}{own.median('seconds'):10.2f}{own.median('generating'):12.2f}")
+    rights = [f"{name:16}{statistics.fmean(n):8.1f}   {', '.join(map(str, n))}" for name, n in right.items()]
+    bars = [
+        f"{row['what'] + ': ' + row['whose'] + ' / ' + row['peer']:34}{row['ratio']:7.3f}   at most {row['bar']:.2f}: "
+        f"{'met' if row['met'] else 'MISSED'}"
+        for row in judged
+    ]
+    return "\n".join([*lines, "", "right of 250", *rights, "", *bars])
+
+
+def main() -> int:
+    """Print the table and write it to eval/results/; 0 where every bar is met, 1 where one is missed or unmeasured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
+    args = parser.parse_args()
+    if not (ROOT / args.peer_python).exists():
+        parser.error(f"there is no {args.peer_python}: `make bench-ppo` makes it")
+    if not Path("/proc/self/clear_refs").exists():
+        parser.error("this reads the peak of memory from /proc, which only Linux has")
+
+    found = measure(str(ROOT / args.peer_python))
+    about, cost, right = found["about"], found["cost"], found["right"]
+    judged = judge(right, cost)
+    print(f"\n{about['machine']}; resident memory in MiB, medians in seconds")
+    print(table(right, cost, judged))
+    path = results_path(about["machine"], "ppo")
+    figures = {"right": right, "cost": {name: asdict(own) for name, own in cost.items()}, "bars": judged}
+    write_json_atomic(path, {"date": date.today().isoformat(), **about, **figures, "failed": found["failed"]})
+    print(f"\nWritten to {path.relative_to(ROOT)}")
+    return 0 if len(judged) == len(BARS) and all(row["met"] for row in judged) and not found["failed"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
