@@ -8,11 +8,12 @@ In the first part SmolLM2-135M makes updates of 32 completions of exactly 48 tok
 UltraFeedback sample, of 36 to 46 tokens: the model is given an end token that it never writes. Compared are the peak
 of resident memory above what a process holds after its imports, before it loads a model (Linux), and the median time
 of an update after the first. TRL's value model is an adapter and a head on a second copy of the model, which takes
-less than one trained whole, as in its example ("trl whole", for information), and it writes 32 completions at once.
+less than one trained whole, as in its example, and it writes 32 completions at once.
 
-In the second a nano model (recipes/common/nano.py) learns the successor task in 30 updates of 80 episodes, with three
-seeds; what counts is how many of 250 fresh answers are right. TRL's value model is trained whole, with the policy's
-learning rate: TRL takes its turn at each of `RATES`, of which the best counts. Ours has the first of them.
+In the second a nano model (recipes/common/nano.py) learns the successor task in 15 updates of 80 episodes, with three
+seeds; what counts is how many of 250 fresh answers are right (after 30 updates either gets 98 of 100 right, and nothing
+can be told apart). TRL's value model is trained whole, with the policy's
+learning rate, which may not suit both: each PPO takes its turn at each of `RATES`, and its best counts.
 
 Equal for all: LoRA of rank 16 on all seven projections, bf16 autocast, AdamW at a constant rate, no gradient
 checkpointing, temperature 1, a reward that a program computes; for PPO four epochs of one minibatch, KL coefficient
@@ -44,8 +45,8 @@ from eval.files import results_path, write_json_atomic
 ROOT = Path(__file__).resolve().parents[1]
 RANK, GROUP, MAX_LENGTH, EPOCHS, KL_COEFFICIENT, MISSING_END_PENALTY = 16, 8, 96, 4, 0.05, 1.0
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SEEDS, RATES = (1, 2, 3), (5e-3, 1e-3, 5e-4)
-LESSON = {"updates": 30, "micro_batch": 80, "tokens": 4}  # of the nano model
+SEEDS, RATES = (1, 2, 3), (5e-3, 1e-3)
+LESSON = {"updates": 15, "micro_batch": 80, "tokens": 4}  # of the nano model
 # What is compared, whose, with whose, and the largest ratio of the two.
 BARS = [
     ("right answers", "trl", "ours", 1.0),
@@ -303,11 +304,11 @@ def measure(peer_python: str) -> dict[str, Any]:
                 print(f"{name} failed:\n{error}", flush=True)
                 failed.append(name)
 
-        for name in ("ours", "trl", "trl whole", "grpo"):
+        for name in ("ours", "trl", "grpo"):
             run(name, name, "endless")
         for seed in SEEDS:
-            run(f"ours at {RATES[0]}", "ours", "nano", learning_rate=RATES[0], seed=seed, **LESSON)
             for rate in RATES:
+                run(f"ours at {rate}", "ours", "nano", learning_rate=rate, seed=seed, **LESSON)
                 run(f"trl at {rate}", "trl whole", "nano", learning_rate=rate, seed=seed, **LESSON)
     return {"about": about, "cost": cost, "right": right, "failed": failed}
 

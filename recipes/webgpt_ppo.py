@@ -14,7 +14,9 @@ Held-out questions, before and after: the mean reward of what is sampled at temp
     python recipes/webgpt_ppo.py --start-from <SFT adapter>                  # Llama-3-8B, PairRM
     python recipes/webgpt_ppo.py --reward outputs/ultrafeedback_reward/<model>/<time>/adapter
 
-Not yet measured. No GPU has run this yet.
+SmolLM2, a reward model of its own on UltraFeedback, one CPU core of two (the other busy), 20 min, 2.7 GB, n = 48
+questions of our own, 2026-11-22: sampled reward 0.60 -> 0.87 (+0.27, 95 % CI +0.19 to +0.36), KL 0.08 nats a token. It
+explains more and digresses less, in the same wrong facts ("the atmosphere's tilt"). No GPU has run this yet.
 """
 
 import math

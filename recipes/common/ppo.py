@@ -236,7 +236,7 @@ class PPOTrainer(Trainer):
         batches = self._micro_batches(rows, written)
         old_logp, entropy = self._stack(batches, self._policy)
         with reference_policy(self.model):
-            reference_logp, _ = self._stack(batches, self._policy)
+            (reference_logp,) = self._stack(batches, lambda batch: (self._logp(batch),))
         (values,) = self._stack(batches, lambda batch: (self._values(batch),))
 
         lengths = torch.tensor([completion.tokens for completion in written], device=old_logp.device)
@@ -348,9 +348,11 @@ class PPOTrainer(Trainer):
     def _policy(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probability of each token of the completions and entropy before it, in nats: [b, width] each."""
         logits = self._logits(batch)
-        logp = selective_log_softmax(logits, batch.completions)
-        with torch.no_grad():
-            return logp, entropy_from_logits(logits)
+        return selective_log_softmax(logits, batch.completions), entropy_from_logits(logits)
+
+    def _logp(self, batch: MicroBatch) -> Tensor:
+        """The former alone, for less time: [b, width]."""
+        return selective_log_softmax(self._logits(batch), batch.completions)
 
     def _logits(self, batch: MicroBatch) -> Tensor:
         output = self.model(
@@ -409,7 +411,7 @@ class PPOTrainer(Trainer):
             logp0, values0, advantages, returns = (
                 old[name][batch.rows, : batch.width] for name in ("logp", "values", "advantages", "returns")
             )
-            logp = selective_log_softmax(self._logits(batch), batch.completions)
+            logp = self._logp(batch)
             losses, clipped = policy_loss(logp, logp0, advantages, args.clip_range)
             loss = losses[mask].sum() / count
             self.accelerator.backward(loss)
