@@ -13,7 +13,9 @@ less than one trained whole, as in its example, and it writes 32 completions at 
 In the second a nano model (recipes/common/nano.py) learns the successor task in 15 updates of 80 episodes, with three
 seeds; what counts is how many of 250 fresh answers are right (after 30 updates either gets 98 of 100 right, and nothing
 can be told apart). TRL's value model is trained whole, with the policy's
-learning rate, which may not suit both: each PPO takes its turn at each of `RATES`, and its best counts.
+learning rate; ours, an adapter, with five times that, as our trainer allows and as the recipes' own rates of twice and
+ten times suggest. Each PPO takes its turn at each of `RATES`, and its best counts. In a first run, with two rates and
+our value function at the policy's, TRL's best had 244 right and ours 241.
 
 Equal for all: LoRA of rank 16 on all seven projections, bf16 autocast, AdamW at a constant rate, no gradient
 checkpointing, temperature 1, a reward that a program computes; for PPO four epochs of one minibatch, KL coefficient
@@ -45,7 +47,7 @@ from eval.files import results_path, write_json_atomic
 ROOT = Path(__file__).resolve().parents[1]
 RANK, GROUP, MAX_LENGTH, EPOCHS, KL_COEFFICIENT, MISSING_END_PENALTY = 16, 8, 96, 4, 0.05, 1.0
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SEEDS, RATES = (1, 2, 3), (5e-3, 1e-3)
+SEEDS, RATES, VALUE_RATE = (1, 2, 3), (5e-3, 2e-3, 1e-3), 5
 LESSON = {"updates": 15, "micro_batch": 80, "tokens": 4}  # of the nano model
 # What is compared, whose, with whose, and the largest ratio of the two.
 BARS = [
@@ -202,7 +204,7 @@ def with_unsloth(job: Job, rows: Rows, reward: Reward, output: str, *ours: Any) 
         engine.attach(trainer)
     else:
         config = ppo_config(
-            **shared, value_learning_rate=job.learning_rate, per_device_train_batch_size=len(rows),
+            **shared, value_learning_rate=VALUE_RATE * job.learning_rate, per_device_train_batch_size=len(rows),
             minibatch_size=len(rows), micro_batch_size=job.micro_batch, ppo_epochs=EPOCHS,
             kl_coefficient=KL_COEFFICIENT, missing_end_penalty=MISSING_END_PENALTY,
         )  # fmt: skip
