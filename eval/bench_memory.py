@@ -174,13 +174,13 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _python(program: str, *arguments: str) -> Any:
+def run_offline(program: str, *arguments: str, python: str = sys.executable, **environment: str) -> Any:
     """Run `program` offline and without a GPU. Returns the JSON of its last line of output; RuntimeError with the last
     lines of all output where it fails."""
     # Everything is on this machine, and offline no library calls home.
     offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True)
+    settings = {**os.environ, **offline, **environment}
+    done = subprocess.run([python, "-c", program, *arguments], cwd=ROOT, env=settings, capture_output=True, text=True)
     if done.returncode:
         lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
         raise RuntimeError("\n".join([f"{' '.join(arguments)} failed:", *lines[-15:]]))
@@ -231,12 +231,12 @@ def main() -> int:
     if not Path("/proc/self/clear_refs").exists():
         parser.error("this reads the peak of memory from /proc, which only Linux has")
 
-    about = _python(ASK)
+    about = run_offline(ASK)
     memory: dict[str, Memory] = {}
     failed: list[str] = []
     for name in CONTENDERS:
         try:
-            memory[name] = Memory(**_python(CONTEND, name, about["model"]))
+            memory[name] = Memory(**run_offline(CONTEND, name, about["model"]))
         except RuntimeError as error:  # the others' figures must not go with it
             print(error, flush=True)
             failed.append(name)

@@ -13,15 +13,13 @@ import json
 import os
 import random
 import string
-import subprocess
-import sys
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from eval.bench_memory import reset_peak, resident_mib
+from eval.bench_memory import reset_peak, resident_mib, run_offline
 from eval.files import results_path, write_json_atomic
 from rewards import pairrm
 
@@ -94,9 +92,7 @@ def main() -> int:
         parser.error("--pairs must be at least 1, and --tokens a multiple of 3 from 15 to 2048")
     os.environ |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", BUILD, folder]
-        built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        about = json.loads(built.stdout.splitlines()[-1])
+        about = run_offline(BUILD, folder)
         found = measure(folder, args.pairs, args.tokens)
     print(json.dumps(found, indent=2))
     path = results_path(about["machine"], "pairrm")

@@ -26,9 +26,7 @@ model's of 80. TRL's PPO ignores `bf16` (its Accelerator is not told), so the en
 import argparse
 import gc
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +38,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from eval.bench_memory import reset_peak, resident_mib
+from eval.bench_memory import reset_peak, resident_mib, run_offline
 from eval.bench_training import endless_model
 from eval.files import results_path, write_json_atomic
 
@@ -267,14 +265,8 @@ def programmatic(tokenizer: Any, prompts: list[list[int]], rows: Rows, reward: R
 
 
 def _run(python: str, program: str, *arguments: str) -> Any:
-    """The JSON of the last line that `program` prints, run offline and without a GPU; RuntimeError where it fails."""
-    settings = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment = {**os.environ, **settings, "ACCELERATE_MIXED_PRECISION": "bf16"}
-    command = [python, "-c", HEAD + program, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError("\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-15:]))
-    return json.loads(done.stdout.splitlines()[-1])
+    """`run_offline` by an interpreter, in the precision that is equal for all."""
+    return run_offline(HEAD + program, *arguments, python=python, ACCELERATE_MIXED_PRECISION="bf16")
 
 
 def measure(peer_python: str) -> dict[str, Any]:
