@@ -7,15 +7,17 @@ TRL's GRPO through Unsloth as `recipes/gsm8k_grpo.py` has it, in groups of 8 and
 In the first part SmolLM2-135M makes updates of 32 completions of exactly 48 tokens, for the same 32 prompts of the
 UltraFeedback sample, of 36 to 46 tokens: the model is given an end token that it never writes. Compared are the peak
 of resident memory above what a process holds after its imports, before it loads a model (Linux), and the median time
-of an update after the first. TRL's value model is an adapter and a head on a second copy of the model, which takes
-less than one trained whole, as in its example, and it writes 32 completions at once.
+of an update, the first of each process left out. The contenders take turns (`TURNS`), since the machine is slower for
+minutes at a time: with one process of each, the ratio of times was 0.83 in one run and 1.06 in the next. TRL's value
+model is an adapter and a head on a second copy of the model, which takes less than one trained whole, as in its
+example, and it writes 32 completions at once.
 
 In the second a nano model (recipes/common/nano.py) learns the successor task in 15 updates of 80 episodes, with three
 seeds; what counts is how many of 250 fresh answers are right (after 30 updates either gets 98 of 100 right, and nothing
-can be told apart). TRL's value model is trained whole, with the policy's
-learning rate; ours, an adapter, with five times that, as our trainer allows and as the recipes' own rates of twice and
-ten times suggest. Each PPO takes its turn at each of `RATES`, and its best counts. In a first run, with two rates and
-our value function at the policy's, TRL's best had 244 right and ours 241.
+can be told apart). TRL's value model is trained whole, with the policy's learning rate; ours, an adapter, with five
+times that, as our trainer allows and as the recipes' own rates of twice and ten times suggest. Each PPO takes its turn
+at each of `RATES`, and its best counts. In a first run, with two rates and our value function at the policy's, TRL's
+best had 244 right and ours 241.
 
 Equal for all: LoRA of rank 16 on all seven projections, bf16 autocast, AdamW at a constant rate, no gradient
 checkpointing, temperature 1, a reward that a program computes; for PPO four epochs of one minibatch, KL coefficient
@@ -46,6 +48,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK, GROUP, MAX_LENGTH, EPOCHS, KL_COEFFICIENT, MISSING_END_PENALTY = 16, 8, 96, 4, 0.05, 1.0
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SEEDS, RATES, VALUE_RATE = (1, 2, 3), (5e-3, 2e-3, 1e-3), 5
+TURNS = ("ours", "trl", "grpo", "trl", "ours")
 LESSON = {"updates": 15, "micro_batch": 80, "tokens": 4}  # of the nano model
 # What is compared, whose, with whose, and the largest ratio of the two.
 BARS = [
@@ -120,10 +123,6 @@ class Cost:
     def above_mib(self) -> int:
         return self.peak_mib - self.start_mib
 
-    def median(self, what: str) -> float:
-        """Of "seconds" or "generating", without the first update, which warms up."""
-        return statistics.median(getattr(self, what)[1:])
-
     def train(self, trainer: Any, model: Any) -> None:
         """Train, timing updates and, in them, `model.generate`."""
         import transformers
@@ -151,6 +150,11 @@ class Cost:
         self.loaded_mib = resident_mib("VmRSS")
         trainer.train()
         self.peak_mib = resident_mib("VmHWM")
+
+
+def median(turns: Sequence[Cost], what: str) -> float:
+    """Of "seconds" or "generating" over the updates of all turns, without the first of each, which warms up."""
+    return statistics.median(value for cost in turns for value in getattr(cost, what)[1:])
 
 
 def contend(job_json: str, reward: Reward, *ours: Callable[..., Any]) -> None:
@@ -270,9 +274,9 @@ def _run(python: str, program: str, *arguments: str) -> Any:
 
 
 def measure(peer_python: str) -> dict[str, Any]:
-    """Run every contender. Returns "about" this machine, "cost" ({contender: `Cost`}), "right" ({contender at a
-    learning rate: right answers of each seed}) and "failed"."""
-    cost: dict[str, Cost] = {}
+    """Run every contender. Returns "about" this machine, "cost" ({contender: `Cost` of each turn}), "right" ({contender
+    at a learning rate: right answers of each seed}) and "failed"."""
+    cost: dict[str, list[Cost]] = defaultdict(list)
     right: dict[str, list[int]] = defaultdict(list)
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bench-ppo-") as work:
@@ -290,7 +294,7 @@ def measure(peer_python: str) -> dict[str, Any]:
             try:
                 took = _run(python, program, json.dumps(asdict(job)))
                 if model == "endless":
-                    cost[name] = Cost(**took)
+                    cost[name].append(Cost(**took))
                 else:
                     right[name].append(_run(sys.executable, COUNT, job.model, job.out))
                 print(f"{name}: {sum(took['seconds']):.0f} s", flush=True)
@@ -298,7 +302,7 @@ def measure(peer_python: str) -> dict[str, Any]:
                 print(f"{name} failed:\n{error}", flush=True)
                 failed.append(name)
 
-        for name in ("ours", "trl", "grpo"):
+        for name in TURNS:
             run(name, name, "endless")
         for seed in SEEDS:
             for rate in RATES:
@@ -307,15 +311,16 @@ def measure(peer_python: str) -> dict[str, Any]:
     return {"about": about, "cost": cost, "right": right, "failed": failed}
 
 
-def judge(right: Mapping[str, Sequence[int]], cost: Mapping[str, Cost]) -> list[dict[str, Any]]:
+def judge(right: Mapping[str, Sequence[int]], cost: Mapping[str, Sequence[Cost]]) -> list[dict[str, Any]]:
     """Every bar whose two contenders were measured: "what", "whose", "peer", "ratio", "bar" and whether "met".
 
-    The right answers of a contender are the mean over its seeds, at the learning rate where that is largest.
+    The memory of a contender is the mean over its turns; its right answers are the mean over its seeds, at the learning
+    rate where that is largest.
     """
     found: dict[str, dict[str, float]] = {
         "right answers": {},
-        "peak memory": {name: own.above_mib for name, own in cost.items()},
-        "seconds an update": {name: own.median("seconds") for name, own in cost.items()},
+        "peak memory": {name: statistics.fmean(own.above_mib for own in turns) for name, turns in cost.items()},
+        "seconds an update": {name: median(turns, "seconds") for name, turns in cost.items()},
     }
     for name, counts in right.items():
         best, who = found["right answers"], name.split()[0]
@@ -328,12 +333,14 @@ def judge(right: Mapping[str, Sequence[int]], cost: Mapping[str, Cost]) -> list[
     return rows
 
 
-def table(right: Mapping[str, Sequence[int]], cost: Mapping[str, Cost], judged: Sequence[Mapping[str, Any]]) -> str:
-    """What each contender took, then what each learned, mean and every seed, then the bars."""
+def table(
+    right: Mapping[str, Sequence[int]], cost: Mapping[str, Sequence[Cost]], judged: Sequence[Mapping[str, Any]]
+) -> str:
+    """What each contender took in each turn, then what each learned, mean and every seed, then the bars."""
     lines = [f"{'':16}{'start':>8}{'loaded':>8}{'peak':>8}{'above':>8}{'s/update':>10}{'generating':>12}"]
-    for name, own in cost.items():
+    for name, own in [(name, own) for name, turns in cost.items() for own in turns]:
         mib = "".join(f"{n:8,}" for n in (own.start_mib, own.loaded_mib, own.peak_mib, own.above_mib))
-        lines.append(f"{name:16}{mib}{own.median('seconds'):10.2f}{own.median('generating'):12.2f}")
+        lines.append(f"{name:16}{mib}{median([own], 'seconds'):10.2f}{median([own], 'generating'):12.2f}")
     rights = [f"{name:16}{statistics.fmean(n):8.1f}   {', '.join(map(str, n))}" for name, n in right.items()]
     bars = [
         f"{row['what'] + ': ' + row['whose'] + ' / ' + row['peer']:34}{row['ratio']:7.3f}   at most {row['bar']:.2f}: "
@@ -359,7 +366,11 @@ def main() -> int:
     print(f"\n{about['machine']}; resident memory in MiB, medians in seconds")
     print(table(right, cost, judged))
     path = results_path(about["machine"], "ppo")
-    figures = {"right": right, "cost": {name: asdict(own) for name, own in cost.items()}, "bars": judged}
+    figures = {
+        "right": right,
+        "cost": {name: [asdict(own) for own in turns] for name, turns in cost.items()},
+        "bars": judged,
+    }
     write_json_atomic(path, {"date": date.today().isoformat(), **about, **figures, "failed": found["failed"]})
     print(f"\nWritten to {path.relative_to(ROOT)}")
     return 0 if len(judged) == len(BARS) and all(row["met"] for row in judged) and not found["failed"] else 1
