@@ -1,7 +1,7 @@
 """Evidence as text: where sentences end, how a long text is cut into passages, which passages fit a question."""
 
+import logging
 import re
-from collections import Counter
 
 # A full stop after one of these, or after a single letter ("J. R.", "U.S.", "c."), ends no sentence.
 _ABBREVIATION = "Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Rev|Gen|Col|Capt|Lt|Sgt|Gov|Sen|Hon|No|vs|ca|Inc|Ltd|Co|Corp|approx"
@@ -11,7 +11,6 @@ _CLOSING = r"\"'\u201d\u2019)\]"  # quotation marks and brackets that belong to 
 _OPENING = r"\"'\u201c\u2018(\["
 _END = re.compile(rf"[.!?\u2026][{_CLOSING}]*(?=\s+[{_OPENING}]*[^\Wa-z_])")
 _WHOLE = re.compile(rf"[.!?\u2026][{_CLOSING}]*\Z")
-_WORD = re.compile(r"\w+")
 
 
 def sentences(text: str) -> list[str]:
@@ -52,14 +51,39 @@ def cut(text: str, characters: int) -> list[str]:
     return passages
 
 
+def titled(title: str, text: str) -> str:
+    """A passage under its title: "Title\\ntext", or the one of them that is not empty."""
+    return "\n".join(filter(None, (title.strip(), text.strip())))
+
+
+def ranking(passages: list[str], question: str) -> list[int]:
+    """The indices of `passages`, best first: by BM25 (k1 1.5, b 0.75, Lucene's idf) among these passages alone.
+
+    Passages of equal score keep their order. A word is two or more letters or digits, in lower case, and no list of
+    stop words is applied. On 40 questions of `data.earnings_calls`' sample the best passage then holds 32 figures,
+    with the library's list 26; on 60 rows of HotpotQA, 512 tokens hold 93 and 97 of 120 supporting passages.
+
+    >>> ranking(["The margin fell.", "The cash is safe."], "How much cash is there?")
+    [1, 0]
+    """
+    import bm25s
+
+    # The library sets its logger to DEBUG and logs every index that it builds, one for each question here.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    words = bm25s.tokenize(passages, stopwords=[], show_progress=False)
+    (asked,) = bm25s.tokenize([question], stopwords=[], return_ids=False, show_progress=False)
+    shared = [word for word in asked if word in words.vocab]
+    if not shared:  # also where there is no passage or no word at all, which the index does not take
+        return list(range(len(passages)))
+    index = bm25s.BM25()
+    index.index(words, show_progress=False)
+    return (-index.get_scores(shared)).argsort(kind="stable").tolist()
+
+
 def best_first(passages: list[str], question: str) -> list[str]:
-    """The passages by the words they share with `question`; a word counts less, the more passages have it.
+    """The passages in the order of `ranking`.
 
     >>> best_first(["The margin fell.", "The cash is safe."], "How much cash is there?")
     ['The cash is safe.', 'The margin fell.']
     """
-    words = [set(_WORD.findall(passage.lower())) for passage in passages]
-    holders = Counter(word for own in words for word in own)
-    asked = set(_WORD.findall(question.lower()))
-    shared = [sum(1 / holders[word] for word in sorted(asked & own)) for own in words]
-    return [passages[i] for i in sorted(range(len(passages)), key=lambda i: -shared[i])]
+    return [passages[index] for index in ranking(passages, question)]

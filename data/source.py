@@ -5,8 +5,10 @@ emits, and hands both to `read`. That function asks `text`, `texts` and `field` 
 is refused in one sentence with place, fault and cure; a row that is sound but of no use it leaves out.
 """
 
+import csv
 import difflib
 import hashlib
+import io
 import json
 import os
 import re
@@ -52,6 +54,19 @@ class Spec:
     """Columns that make two rows the same row."""
     split_by: str = "question"
     """Column, of strings, by whose hash an undivided set is split: rows that share a value stay on one side."""
+    split_names: dict[Split, str] | None = None
+    """What the raw column `split` calls our splits, None where there is none. A single file in which both occur is
+    divided by it."""
+    csv_columns: tuple[str, ...] = ()
+    """Columns that tell the header of a `.csv` file from the lines above it. () where raw rows fit no such file;
+    elsewhere the sample is one."""
+    without_hub: str = "pass --source FILE or --source sample"
+    """What a user can do who cannot connect to the hub, for messages."""
+
+    @property
+    def file_types(self) -> tuple[str, ...]:
+        """The endings of the files that are read, the sample's first."""
+        return (".csv", *FILE_TYPES) if self.csv_columns else FILE_TYPES
 
 
 class BadRow(ValueError):
@@ -73,8 +88,9 @@ def read(
         split: "train" or "test".
         limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
         source: "hub"; "sample", the rows of our own writing that ship with this repository; a `.jsonl` or
-            `.parquet` file in the raw schema, of which `is_held_out` keeps one tenth for test; or a folder
-            with one such file for each split, `train.*` and `test.*`.
+            `.parquet` file in the raw schema (for some sets, `.csv` too), of which `is_held_out` keeps one tenth
+            for test unless its rows name their split; or a folder with one such file for each split, `train.*` and
+            `test.*`.
 
     Returns:
         One row for each that `parse` accepts. Rows that repeat an earlier one are left out like those that
@@ -92,6 +108,12 @@ def read(
     else:
         path, carve = _locate(spec, split, source)
         where, raw_rows = str(path), _file_rows(path, spec)
+    own_name = None  # of the wanted split, where the rows of a single file say to which they belong
+    if carve and spec.split_names:
+        raw_rows = list(raw_rows)
+        present = [raw.get("split") for raw in raw_rows if isinstance(raw, dict)]
+        if all(name in present for name in spec.split_names.values()):
+            own_name = spec.split_names[split]
 
     rows: list[Row] = []
     seen: set[str] = set()
@@ -114,7 +136,11 @@ def read(
             left_out[f"repeat an earlier {' and '.join(spec.unique_by)}"] += 1
             continue
         seen.add(identity)
-        if not carve or is_held_out(row[spec.split_by]) == (split == "test"):
+        if own_name is not None:
+            belongs = raw["split"] == own_name
+        else:
+            belongs = not carve or is_held_out(row[spec.split_by]) == (split == "test")
+        if belongs:
             rows.append(row)
             if spec.streamed and len(rows) == limit:
                 break
@@ -127,10 +153,11 @@ def read(
     if carve:
         where = f"the {split} part of {where}"
     if not rows:
-        raise ValueError(
-            f"{where} is empty, since a hash of the {spec.split_by} keeps one row in ten for test: add rows, or "
-            "pass a folder with train.jsonl and test.jsonl"
-        )
+        why = f"since a hash of the {spec.split_by} keeps one row in ten for test"
+        if own_name is not None:
+            why = f"since no row of the split {own_name} can be used"
+        files = " and ".join(f"{part}{spec.file_types[0]}" for part in get_args(Split))
+        raise ValueError(f"{where} is empty, {why}: add rows, or pass a folder with {files}")
 
     from datasets import Dataset
 
@@ -204,26 +231,26 @@ def _not_empty(value: str, path: str) -> str:
 def _locate(spec: Spec, split: Split, source: str) -> tuple[Path, bool]:
     """The file to read, and whether the wanted split has still to be carved out of it."""
     if source == "sample":
-        return SAMPLES / f"{spec.name.lower().replace(' ', '_')}_{split}.jsonl", False
+        return SAMPLES / f"{spec.name.lower().replace(' ', '_')}_{split}{spec.file_types[0]}", False
     path = Path(os.path.expanduser(source))
     if source and os.path.isdir(path):
-        files = [path / f"{split}{suffix}" for suffix in FILE_TYPES]
+        files = [path / f"{split}{suffix}" for suffix in spec.file_types]
         found = [file for file in files if file.is_file()]
         if len(found) != 1:
-            quantity, names = "both" if found else "neither", " and ".join(file.name for file in files)
+            quantity, names = "both" if found else "neither", " and ".join(file.name for file in found or files)
             raise ValueError(f"the folder {source} holds {quantity} of {names}: it needs exactly one of them")
         return found[0], False
-    types = " or ".join(FILE_TYPES)
+    types = " or ".join(spec.file_types)
     if not os.path.isfile(path):
         raise ValueError(
-            f"there is no source {source!r}: pass hub, sample, a {types} file or a folder" + _suggestion(source)
+            f"there is no source {source!r}: pass hub, sample, a {types} file or a folder" + _suggestion(spec, source)
         )
-    if path.suffix.lower() not in FILE_TYPES:
+    if path.suffix.lower() not in spec.file_types:
         raise ValueError(f"{source} is not a {types} file: convert it to one of them")
     return path, True
 
 
-def _suggestion(source: str) -> str:
+def _suggestion(spec: Spec, source: str) -> str:
     """`; did you mean ...?` with the closest of hub, sample and the neighbours of a missing file, or ""."""
     folder, name = os.path.split(source)
     candidates = {"hub": "hub", "sample": "sample"}
@@ -232,7 +259,7 @@ def _suggestion(source: str) -> str:
     except (OSError, ValueError):  # no such folder, or a NUL in its name: nothing to suggest from there
         neighbours = []
     for neighbour in neighbours:
-        if neighbour.endswith(FILE_TYPES):
+        if neighbour.endswith(spec.file_types):
             candidates[neighbour.lower()] = os.path.join(folder, neighbour)
     closest = difflib.get_close_matches(name.lower(), candidates, n=1)
     return f"; did you mean {candidates[closest[0]]}?" if closest else ""
@@ -250,14 +277,20 @@ def _hub_rows(spec: Spec, split: Split) -> Iterator[Any]:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
         raise ValueError(
             f"{spec.hub_id} could not be loaded from the hub ({reason}): the first load needs the network, so "
-            "connect, or pass --source FILE or --source sample"
+            f"connect, or {spec.without_hub}"
         ) from error
 
 
 def _file_rows(path: Path, spec: Spec) -> Iterator[Any]:
     """The rows of a file as Python objects, whatever they are."""
     try:
-        yield from _parquet_rows(path) if path.suffix.lower() == ".parquet" else _jsonl_rows(path, spec)
+        match path.suffix.lower():
+            case ".parquet":
+                yield from _parquet_rows(path)
+            case ".csv":
+                yield from _csv_rows(path, spec)
+            case _:
+                yield from _jsonl_rows(path, spec)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}): check the file") from error
 
@@ -282,6 +315,42 @@ def _jsonl_rows(path: Path, spec: Spec) -> Iterator[Any]:
             except (ValueError, RecursionError) as error:
                 raise _not_json(path, number, str(error), spec) from error
             yield row
+
+
+def _csv_rows(path: Path, spec: Spec) -> Iterator[Row]:
+    """The rows below the header, every value a string, without those that are blank; also what a spreadsheet exports.
+
+    Lines above the header are skipped. A row that ends early lacks its last columns.
+    """
+    content = path.read_bytes()
+    try:
+        decoded = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8 text: export the sheet again, as CSV in UTF-8") from error
+    header: list[str] = []
+    lines = csv.reader(io.StringIO(decoded, newline=""), strict=True)
+    try:
+        for cells in lines:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                names = [cell.strip() for cell in cells]
+                header = names if {*spec.csv_columns} <= {*names} else []
+                continue
+            if any(cell.strip() for cell in cells[len(header) :]):
+                raise ValueError(
+                    f"{path}, line {lines.line_num} has {len(cells)} cells, and the header {len(header)}: put cells "
+                    "with a comma in double quotes"
+                )
+            yield dict(zip(header, cells, strict=False))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {lines.line_num} is not CSV ({error}): close its quotes, or export the sheet again"
+        ) from error
+    if not header:
+        columns = " and ".join(map(repr, spec.csv_columns))
+        raise ValueError(f"{path} has no header with the columns {columns} between commas: export all of the sheet")
 
 
 def _not_json(path: Path, number: int, reason: str, spec: Spec) -> ValueError:

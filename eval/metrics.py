@@ -104,7 +104,7 @@ def summarise(
     - "name"; "n", the problems that could be judged: by their greedy record, or by the reward of one sampled record
       at least; "ungraded", those that could not
     - "accuracy" with "ci95", "format_rate" with "format_ci95": shares of the greedy completions, Wilson
-    - "scores": the mean of every score over the greedy records
+    - "scores": the mean of every score over the greedy records, with "scores_ci95", bootstraps over problems
     - "loss", nats per token over all gold completions together, with "loss_ci95", a bootstrap over problems;
       "perplexity", its exponential
     - "sampled_accuracy", "sampled_format_rate", "sampled_reward" (weighted total) with "sampled_reward_ci95":
@@ -141,6 +141,9 @@ def summarise(
         "accuracy": _mean(solved),
         "ci95": _share_interval(solved),
         "scores": _mean_scores(greedy),
+        "scores_ci95": {
+            name: _rounded(bootstrap_mean(list(_greedy(greedy, name).values()))) for name in _score_names(greedy)
+        },
         "loss": None if loss is None else _round(loss),
         "loss_ci95": _rounded(bootstrap_mean(*_columns(losses.values()))),
         "perplexity": None if loss is None else _round(math.exp(loss)),
@@ -269,12 +272,14 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     return f"{measured}: {finding}{where}, but {' and '.join(otherwise)}"
 
 
-def unrewarded_scores(summaries: Sequence[Mapping[str, Any]], correct: str | None, format: str | None) -> list[str]:
-    """The scores that no other figure of these stages holds: not accuracy, not format rate, no part of a reward."""
+def side_scores(
+    summaries: Sequence[Mapping[str, Any]], correct: str | None, format: str | None, beside: Collection[str] = ()
+) -> list[str]:
+    """The scores to tell beside what decides: those of `beside`, and those that no other figure of these stages holds,
+    which are neither accuracy nor format rate nor part of a reward."""
     told = {correct, format} | {name for summary in summaries for name in summary["rewards"]}
-    return [
-        name for name in dict.fromkeys(name for summary in summaries for name in summary["scores"]) if name not in told
-    ]
+    names = dict.fromkeys(name for summary in summaries for name in summary["scores"])
+    return [name for name in names if name in beside or name not in told]
 
 
 def short_name(score: str) -> str:

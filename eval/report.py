@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from eval.charts import curves
 from eval.files import write_text_atomic
-from eval.metrics import PREFERENCE, change, format_p, short_name, unrewarded_scores, verdict
+from eval.metrics import PREFERENCE, change, format_p, short_name, side_scores, verdict
 from eval.winrate import describe
 
 SHOWN_PROBLEMS = 5
@@ -297,7 +297,7 @@ def _is_number(value: Any) -> bool:
 def _tables(results: Mapping[str, Any]) -> dict[str, Any]:
     """What both documents show of the stages and of their differences, and which words explain it."""
     stages, pairs = results["stages"], results["comparisons"]
-    scores = unrewarded_scores(stages, results["correct"], results["format"])
+    scores = side_scores(stages, results["correct"], results["format"], results.get("beside", ()))
 
     def measured(key: str) -> bool:
         return any(stage[key] is not None for stage in stages)
@@ -351,7 +351,8 @@ def _stage_rows(stages: Sequence[Mapping[str, Any]], scores: Iterable[str], deci
         if any(stage[key] is not None for stage in stages):
             rows.append((label, cells))
     for name in scores:
-        rows.append((_label(name), [Cell(_quantity(stage["scores"].get(name), "number")) for stage in stages]))
+        found = [(stage["scores"].get(name), stage.get("scores_ci95", {}).get(name)) for stage in stages]
+        rows.append((_label(name), [Cell(_quantity(x, "number"), _interval(ends, "number")) for x, ends in found]))
     parts = list(dict.fromkeys(name for stage in stages for name in stage["rewards"]))
     for name in () if len(deciding) == 1 else parts:  # one alone is the reward itself
         means = [stage["rewards"].get(name) for stage in stages]

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import write_json_atomic, write_text_atomic
-from eval.metrics import compare, short_name, summarise, unrewarded_scores, verdict
+from eval.metrics import compare, short_name, side_scores, summarise, verdict
 from eval.report import write_model_card, write_report
 from eval.winrate import Prefer, describe, win_rate
 from recipes.common import machine
@@ -54,9 +54,10 @@ class Run:
         correct: str | None,
         format: str | None,
         reference: str | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
         self.folder, self.recipe, self.spec, self.args, self.resumed = folder, recipe, spec, args, resumed
-        self.correct, self.format, self.reference = correct, format, reference
+        self.correct, self.format, self.reference, self.beside = correct, format, reference, list(beside)
         self.win_rate: dict[str, Any] | None = None
         self.started = time.monotonic()
         self.steps: dict[str, tuple[int, int]] = {}  # phase: made, planned
@@ -77,6 +78,7 @@ class Run:
         correct: str | None = "correctness_reward",
         format: str | None = "structure_reward",
         reference: str | None = None,
+        beside: Sequence[str] = (),
     ) -> "Run":
         """Make the folder of a new run, or resume.
 
@@ -88,6 +90,7 @@ class Run:
                 held-out loss decides, or the sampled reward where no loss was measured.
             format: the score that says that a completion is well formed; None where any form will do.
             reference: which weights the policy is compared with, in words; None where a method has no reference.
+            beside: rewards whose greedy means are told beside the share of solved problems, with intervals.
 
         Raises:
             ValueError: nothing to resume; the configuration changed, and the sentence lists the differences; or
@@ -113,7 +116,8 @@ class Run:
             resumed = True
         if reference:
             print(f"Reference policy: {reference}")
-        return cls(folder, recipe, spec, args, resumed=resumed, correct=correct, format=format, reference=reference)
+        told = {"correct": correct, "format": format, "reference": reference, "beside": beside}
+        return cls(folder, recipe, spec, args, resumed=resumed, **told)
 
     @staticmethod
     def _newest(parent: Path, recipe: str, spec: ModelSpec, config: dict[str, Any]) -> Path:
@@ -189,14 +193,14 @@ class Run:
             yield f"format {summary['format_rate']:.1%}"
         if summary["loss"] is not None:
             yield f"loss {summary['loss']:.3f} nats/token (perplexity {summary['perplexity']:.2f})"
-        for name in unrewarded_scores([summary], self.correct, self.format):
+        for name in side_scores([summary], self.correct, self.format, self.beside):
             if (mean := summary["scores"][name]) is not None:
-                yield f"{short_name(name)} {mean:.3f}"
+                interval = summary["scores_ci95"][name] if name in self.beside else None
+                yield f"{short_name(name)} {mean:.3f}{_ends(interval)}"
         decides = not self.correct and summary["loss"] is None
         if summary["sampled_reward"] is not None:
-            ends = summary["sampled_reward_ci95"] if decides else None
-            interval = f" (95 % CI {ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
-            yield f"sampled reward {summary['sampled_reward']:.3f}{interval}"
+            interval = summary["sampled_reward_ci95"] if decides else None
+            yield f"sampled reward {summary['sampled_reward']:.3f}{_ends(interval)}"
         if decides and summary["greedy_reward"] is not None:
             yield f"greedy reward {summary['greedy_reward']:.3f}"
         yield f"{summary['mean_length']:.0f} tokens"
@@ -376,6 +380,7 @@ class Run:
             "command": " ".join(["python", *sys.argv]),
             **judged_by,
             "reference": self.reference,
+            "beside": self.beside,
             "win_rate": self.win_rate,
             "stages": list(summaries.values()),
             "paired": {
@@ -401,8 +406,15 @@ class Run:
         write_json_atomic(self.folder / "results.json", results)  # last: its "complete" vouches for the rest
         if results["complete"]:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        for name in self.beside:
+            if (moved := whole["scores"].get(name)) and moved["delta"] is not None:
+                print(f"{short_name(name)} {moved['delta']:+.3f}{_ends(moved['ci95'], '+.3f')}")
         print(f"{verdict(whole)}\nReport: {self.folder / 'report.html'}")
         return results
+
+
+def _ends(interval: Sequence[float] | None, number: str = ".3f") -> str:
+    return f" (95 % CI {interval[0]:{number}} to {interval[1]:{number}})" if interval else ""
 
 
 def _configuration(args: Any) -> dict[str, Any]:

@@ -1,10 +1,22 @@
 """Sentence ends, cutting and ranking of evidence, on the texts that break the simple rules."""
 
+import doctest
+import logging
+import math
+import random
+import re
 import time
 
 import pytest
 
-from data.passages import best_first, cut, is_whole, sentences
+from data import passages as passages_module
+from data.passages import best_first, cut, is_whole, ranking, sentences, titled
+
+
+def test_doctests():
+    results = doctest.testmod(passages_module)
+    assert results.failed == 0
+    assert results.attempted >= 3
 
 
 @pytest.mark.parametrize(
@@ -65,6 +77,51 @@ def test_passages_are_ranked_by_shared_words_and_rare_ones_count_more():
     assert ranked == [passages[1], passages[2], passages[0], passages[3]]
     assert best_first(passages, "Xylophone?") == passages  # no word in common: as they stood
     assert best_first([], "Anything?") == []
+
+
+def bm25(passages: list[str], question: str) -> list[float]:
+    """BM25 from its formula: what Lucene 8 and later give, which leave out the constant factor k1 + 1."""
+    words = [re.findall(r"\w\w+", passage.lower()) for passage in passages]
+    mean = sum(map(len, words)) / len(words)
+    scores = [0.0] * len(passages)
+    for word in re.findall(r"\w\w+", question.lower()):
+        holders = sum(word in own for own in words)
+        idf = math.log(1 + (len(words) - holders + 0.5) / (holders + 0.5))
+        for index, own in enumerate(words):
+            scores[index] += idf * own.count(word) / (own.count(word) + 1.5 * (1 - 0.75 + 0.75 * len(own) / mean))
+    return scores
+
+
+def test_the_ranking_is_bm25_and_ties_keep_their_order():
+    rng = random.Random(0)
+    ties = 0
+    for _ in range(100):
+        passages = [" ".join(rng.choices(["ant", "bee", "cow", "dog"], k=rng.randint(1, 6))) for _ in range(8)]
+        question = " ".join(rng.choices(["ant", "bee", "emu"], k=3))
+        scores = bm25(passages, question)
+        expected = sorted(range(8), key=lambda index: -round(scores[index], 6))
+        assert ranking(passages, question) == expected
+        assert best_first(passages, question) == [passages[index] for index in expected]
+        ties += len({round(score, 6) for score in scores}) < 8
+    assert ties > 50
+
+
+@pytest.mark.parametrize("passages", [[], ["", " "], ["?!", "a I"], ["One word.", "Two words."]])
+@pytest.mark.parametrize("question", ["", "?", "x", "Zebra?"])
+def test_where_nothing_is_shared_the_order_stays(passages, question):
+    assert ranking(passages, question) == list(range(len(passages)))
+
+
+def test_ranking_logs_nothing(caplog):
+    """The library logs each index it builds at DEBUG, which any handler of the root logger would show."""
+    with caplog.at_level(logging.DEBUG):
+        assert ranking(["The cash is safe.", "The margin fell."], "Which margin?") == [1, 0]
+    assert caplog.records == []
+
+
+def test_a_title_stands_above_its_text():
+    assert titled(" Tarby\n", " Tarby lies\nthere. ") == "Tarby\nTarby lies\nthere."
+    assert (titled("", "Text."), titled("Tarby", " "), titled("", "")) == ("Text.", "Tarby", "")
 
 
 def test_cutting_takes_linear_time():

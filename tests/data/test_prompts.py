@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from data.prompts import PASSAGES_HEADING, SYSTEM_PROMPT, add_passages, math_messages, token_length
+from data.prompts import (
+    NUMBERED_HEADING,
+    PASSAGES_HEADING,
+    RAG_SYSTEM_PROMPT,
+    SYSTEM_PROMPT,
+    add_passages,
+    math_messages,
+    rag_messages,
+    token_length,
+)
 from rewards import tags
 
 
@@ -21,6 +30,16 @@ def test_the_system_prompt_shows_the_format_that_the_parser_accepts():
 
 def test_echoing_the_prompt_is_no_answer():
     assert tags.parse(SYSTEM_PROMPT) is None
+    assert tags.parse(RAG_SYSTEM_PROMPT) is None
+
+
+def test_questions_on_evidence_show_the_format_and_perhaps_the_day():
+    assert rag_messages("Who rules?") == [
+        {"role": "system", "content": RAG_SYSTEM_PROMPT},
+        {"role": "user", "content": "Who rules?"},
+    ]
+    assert rag_messages("Who rules?", "March 4, 2024")[1]["content"] == "Today is March 4, 2024.\nWho rules?"
+    assert tags.FORMAT_EXAMPLE in RAG_SYSTEM_PROMPT
 
 
 def test_messages_hold_the_question_unchanged():
@@ -32,11 +51,14 @@ def test_messages_hold_the_question_unchanged():
 
 def test_the_system_prompt_stays_short():
     assert len(SYSTEM_PROMPT.split()) <= 20  # 36 tokens in SmolLM2's vocabulary, mostly the tags
+    assert len(RAG_SYSTEM_PROMPT.split()) <= 24  # 40 tokens
 
 
 def test_importing_the_data_room_loads_nothing_heavy():
-    heavy = "'torch', 'transformers', 'trl', 'datasets', 'pyarrow', 'pandas', 'numpy'"
-    ours = "data.gsm8k, data.gsm8k_sample, data.factscore, data.earnings_calls, data.evolkit"
+    heavy = "'torch', 'transformers', 'trl', 'datasets', 'pyarrow', 'pandas', 'numpy', 'bm25s'"
+    ours = (
+        "data.gsm8k, data.gsm8k_sample, data.factscore, data.earnings_calls, data.evolkit, data.hotpotqa, data.musique"
+    )
     code = f"import sys, {ours}; print([m for m in ({heavy}) if m in sys.modules])"
     repository = Path(__file__).resolve().parents[2]
     assert subprocess.check_output([sys.executable, "-c", code], cwd=repository).strip() == b"[]"
@@ -129,3 +151,75 @@ def test_the_place_of_a_passage_does_not_tell_its_rank():
 def test_a_budget_too_small_for_any_passage_is_refused(budget):
     with pytest.raises(ValueError, match=rf"a budget of {budget} tokens holds none of the 2 passages: pass a larger"):
         add_passages(rows_with(["a b c"], ["d e f"]), budget=budget, count_tokens=count_words)
+
+
+# Numbered passages and the labels that go with them
+
+
+def labelled(*rows: dict[str, bool]):
+    """Rows whose passages, best first, are the keys, each with its label."""
+    from datasets import Dataset, Features, List, Value
+
+    prompt = [{"role": "user", "content": "Who is it?"}]
+    features = Features(
+        prompt=List({"role": Value("string"), "content": Value("string")}),
+        passages=List(Value("string")),
+        supporting=List(Value("bool")),
+    )
+    columns = [{"prompt": prompt, "passages": list(row), "supporting": list(row.values())} for row in rows]
+    return Dataset.from_list(columns, features=features)
+
+
+def test_numbers_name_the_passages_in_the_order_shown():
+    texts = [f"Passage {letter} speaks." for letter in "abcdefgh"]
+    (row,) = add_passages(rows_with(texts), budget=99, count_tokens=count_words, numbered=True)
+    assert sorted(row["passages"]) == texts
+    assert row["passages"] != texts
+    evidence = "\n\n".join(f"[{number}] {passage}" for number, passage in enumerate(row["passages"], start=1))
+    assert row["prompt"][0]["content"] == f"{NUMBERED_HEADING}\n\n{evidence}\n\nWho is it?"
+
+
+def test_the_budget_pays_for_the_numbers():
+    rows = rows_with([f"w{number} w w" for number in range(20)])
+    room = count_words(NUMBERED_HEADING) + 4 * 6
+    for budget in (room - 1, room):
+        (row,) = add_passages(rows, budget=budget, count_tokens=count_words, numbered=True)
+        assert len(row["passages"]) == (6 if budget == room else 5)
+        assert count_words(row["prompt"][0]["content"].removesuffix("Who is it?")) <= budget
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_labels_stay_with_their_passages(numbered, capsys):
+    rows = [{f"{letter} of {row} speaks": letter in "bd" for letter in "abcd"} for row in range(50)]
+    heading = NUMBERED_HEADING if numbered else PASSAGES_HEADING
+    budget = count_words(heading) + (4 + numbered) * 3  # all but the last passage of each row
+    dataset = add_passages(labelled(*rows), budget=budget, count_tokens=count_words, numbered=numbered)
+    for row in dataset:
+        assert row["supporting"] == [passage.startswith("b") for passage in row["passages"]]
+        assert len(row["passages"]) == 3
+        assert row["supporting_lost"] == 1
+    assert {tuple(own) for own in dataset["supporting"]} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
+    survived = "supporting passages: 50 of 100 are shown (50.0 %); 0 of 50 rows have all of theirs (0.0 %)\n"
+    assert survived in capsys.readouterr().out
+
+
+def test_survival_counts_labelled_rows_only(capsys):
+    rows = [{"a b": True, "c d": False}, {"e f": True, "g h i j k l m": True}, {"n o": False}, {}]
+    dataset = add_passages(labelled(*rows), budget=10, count_tokens=count_words)
+    assert dataset["supporting_lost"] == [0, 1, 0, 0]
+    survived = "supporting passages: 2 of 3 are shown (66.7 %); 1 of 2 rows have all of theirs (50.0 %)\n"
+    assert survived in capsys.readouterr().out
+
+
+def test_without_a_label_nothing_is_said_of_survival(capsys):
+    add_passages(labelled({"a b": False}, {"c d": False}), budget=9, count_tokens=count_words)
+    assert "supporting" not in capsys.readouterr().out
+
+
+def test_rows_that_all_lack_passages_are_asked_closed_book(capsys: pytest.CaptureFixture[str]) -> None:
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"prompt": rag_messages("Who?"), "passages": [], "supporting": []}] * 2)
+    shown = add_passages(rows, budget=10, count_tokens=len, numbered=True)
+    assert shown["prompt"] == rows["prompt"] and shown["supporting_lost"] == [0, 0]
+    assert "2 of 2 prompts have none" in capsys.readouterr().out

@@ -149,6 +149,116 @@ def test_the_name_of_the_sample_follows_from_the_name_of_the_set(tmp_path, monke
     assert read(CLUES, parse, "test", source="sample")["clue"] == ["Clue 7"]
 
 
+# CSV
+
+
+SHEET = replace(CLUES, csv_columns=("clue", "town"), split_names={"train": "DEV", "test": "TEST"})
+
+
+def sheet_row(raw: Row) -> Row:
+    return {"clue": text(raw, "clue"), "notes": [], "town": raw.get("town", "")}
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    """A function that reads a `.csv` file of the given content as the train split."""
+
+    def sheet(content: str | bytes) -> list[Row]:
+        (tmp_path / "train.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read(SHEET, sheet_row, "train", source=str(tmp_path)).to_list()
+
+    return sheet
+
+
+def test_a_sheet_is_read_cell_by_cell(sheet):
+    rows = sheet('\ufeffclue,town\r\n"A ""b"", c",Rome\r\n"two\nlines",Köln\r\nlate, \r\nshort\r\n')
+    assert [(row["clue"], row["town"]) for row in rows] == [
+        ('A "b", c', "Rome"),
+        ("two\nlines", "Köln"),
+        ("late", " "),
+        ("short", ""),
+    ]
+
+
+def test_what_stands_above_the_header_and_blank_rows_are_skipped(sheet):
+    content = 'Warning: do not "copy", please,,\n,,\n\nid, clue ,town\n1,A,Rome\n,,\n\n2,B,Bonn,,\n,,\n'
+    assert [row["clue"] for row in sheet(content)] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("clue;town\nA;Rome\n", r"train\.csv has no header with the columns 'clue' and 'town' between commas: export"),
+        ("", r"train\.csv has no header"),
+        ("clue,town\n", r"train\.csv is empty: expected rows such as"),
+        ("clue,town\nA,Rome\n,Bonn\n", r"train\.csv, row 2 has an empty clue: expected"),
+        ("clue,town\nA,Rome, Italy\n", r"train\.csv, line 2 has 3 cells, and the header 2: put cells with a comma in"),
+        ('clue,town\nA,Rome\n"B,Bonn\n', r"train\.csv, line 3 is not CSV \(unexpected end of data\): close its quotes"),
+        ("clue,town\n" + "A" * 200_000 + ",Rome\n", r"train\.csv, line 2 is not CSV \(field larger than"),
+        ("clue,town\nA,Rome\nB,Köln\n".encode("latin-1"), r"train\.csv, line 3 is not UTF-8 text: export the sheet"),
+    ],
+    ids=["semicolons", "empty", "header only", "bad row", "too many cells", "open quote", "huge cell", "latin-1"],
+)
+def test_a_broken_sheet_is_refused(sheet, content, expected):
+    with pytest.raises(ValueError, match=expected) as caught:
+        sheet(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_that_fits_no_sheet_refuses_one(tmp_path):
+    (tmp_path / "rows.csv").write_text("clue,town\nA,Rome\n")
+    with pytest.raises(ValueError, match=r"rows\.csv is not a \.jsonl or \.parquet file"):
+        read(CLUES, sheet_row, "train", source=str(tmp_path / "rows.csv"))
+    (tmp_path / "rows.txt").write_text("clue,town\nA,Rome\n")
+    with pytest.raises(ValueError, match=r"rows\.txt is not a \.csv or \.jsonl or \.parquet file"):
+        read(SHEET, sheet_row, "train", source=str(tmp_path / "rows.txt"))
+    with pytest.raises(ValueError, match=r"; did you mean .*rows\.csv\?"):
+        read(SHEET, sheet_row, "train", source=str(tmp_path / "row.csv"))
+
+
+def test_the_sample_of_a_sheet_is_a_sheet(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.source.SAMPLES", tmp_path)
+    (tmp_path / "crossword_clues_test.csv").write_text("clue,town\nA,Rome\n")
+    assert read(SHEET, sheet_row, "test", source="sample")["clue"] == ["A"]
+
+
+# Files whose rows name their split
+
+
+def named_rows(*names: str) -> str:
+    return "clue,town,split\n" + "".join(
+        f"{name} {number},T{number},{name}\n" for name in names for number in range(40)
+    )
+
+
+def test_a_file_with_both_splits_is_divided_by_name(tmp_path):
+    (tmp_path / "all.csv").write_text(named_rows("TEST", "DEV"))
+    train, test = (read(SHEET, sheet_row, split, source=str(tmp_path / "all.csv")) for split in ("train", "test"))
+    assert train["clue"] == [f"DEV {number}" for number in range(40)]
+    assert test["clue"] == [f"TEST {number}" for number in range(40)]
+
+
+@pytest.mark.parametrize("name", ["DEV", "TEST"])
+def test_a_file_with_one_split_is_divided_by_the_hash(tmp_path, name):
+    (tmp_path / "one.csv").write_text(named_rows(name))
+    train, test = (read(SHEET, sheet_row, split, source=str(tmp_path / "one.csv")) for split in ("train", "test"))
+    assert len(train) + len(test) == 40
+    assert all(is_held_out(town) for town in test["town"])
+    assert not any(is_held_out(town) for town in train["town"])
+
+
+def test_the_files_of_a_folder_say_more_than_the_names(tmp_path):
+    (tmp_path / "train.csv").write_text(named_rows("TEST", "DEV"))
+    assert len(read(SHEET, sheet_row, "train", source=str(tmp_path))) == 80
+
+
+def test_a_named_split_without_a_usable_row_is_refused(tmp_path):
+    write(tmp_path / "rows.jsonl", [raw_row(1, split="DEV"), raw_row(2, n=0, split="TEST"), raw_row(3, split=["?"])])
+    expected = r"since no row of the split TEST can be used: add rows, or pass a folder with train\.csv and test\.csv"
+    with pytest.raises(ValueError, match=expected):
+        read(SHEET, parse, "test", source=str(tmp_path / "rows.jsonl"))
+
+
 # Rows that do not come out
 
 

@@ -15,7 +15,7 @@ from eval.metrics import (
     format_p,
     mcnemar,
     summarise,
-    unrewarded_scores,
+    side_scores,
     verdict,
     wilson,
 )
@@ -188,6 +188,7 @@ def test_summary_of_a_stage_counted_by_hand() -> None:
         "accuracy": 0.5,
         "ci95": [0.0945, 0.9055],
         "scores": {"correctness_reward": 0.5, "structure_reward": 0.5},  # (1 + 0.5 + 0) / 3
+        "scores_ci95": {"correctness_reward": [0.0, 1.0], "structure_reward": [0.0, 1.0]},
         "loss": None,
         "loss_ci95": None,
         "perplexity": None,
@@ -252,9 +253,22 @@ def test_scores_that_a_reward_sums_up_are_not_told_twice() -> None:
     for greedy in records[::3]:
         greedy["scores"] = greedy["scores"] | {"likeliest_option": 1.0}
     summary = summarise(records)
-    assert unrewarded_scores([summary], "correctness_reward", "structure_reward") == ["likeliest_option"]
+    assert side_scores([summary], "correctness_reward", "structure_reward") == ["likeliest_option"]
     alone = summarise(measured("before", [(1.0, 2)], {"exact_match_reward": [1.0], "f1_reward": [0.5]}), **LOSS_ALONE)
-    assert unrewarded_scores([alone], "exact_match_reward", None) == ["f1_reward"]
+    assert side_scores([alone], "exact_match_reward", None) == ["f1_reward"]
+    beside = ["structure_reward", "of_another_recipe"]
+    assert side_scores([summary], "correctness_reward", "steps_reward", beside) == [
+        "structure_reward",
+        "likeliest_option",
+    ]
+
+
+def test_every_score_has_an_interval_over_problems() -> None:
+    records = measured("before", [(1.0, 2)] * 4, {"f1_reward": [1.0, 0.0, 1.0, None], "rare": [None, 0.5, None, None]})
+    summary = summarise(records, **LOSS_ALONE)
+    low, high = summary["scores_ci95"]["f1_reward"]
+    assert 0 <= low < summary["scores"]["f1_reward"] < high <= 1
+    assert summary["scores_ci95"]["rare"] is None  # one value says nothing of its spread
 
 
 @pytest.mark.parametrize(
@@ -302,7 +316,7 @@ def test_a_stage_that_only_a_reward_judges() -> None:
     assert (summary["greedy_reward"], summary["rewards"]) == (-1.5, {"pairrm_reward": 0.5})
     unmeasured = ("accuracy", "ci95", "loss", "loss_ci95", "perplexity", "sampled_accuracy", "format_rate")
     assert {summary[key] for key in unmeasured} == {None}
-    assert unrewarded_scores([summary], None, None) == []
+    assert side_scores([summary], None, None) == []
     json.dumps(summary, allow_nan=False)
 
 

@@ -300,7 +300,7 @@ def test_report_of_supervised_training_shows_what_it_measured_and_nothing_else(t
     before_and_after = (
         "before after Accuracy, greedy 0.0 % 0.0 to 16.1 75.0 % 53.1 to 88.8 "
         "Held-out loss, nats per token 2.000 2.000 to 2.000 1.000 1.000 to 1.000 Perplexity 7.39 2.72 "
-        "Truncated, of all 0.0 % 0.0 % Tokens, greedy 12 12 Likeliest option 0.900 0.700 Problems (n) 20 20"
+        "Truncated, of all 0.0 % 0.0 % Tokens, greedy 12 12 Likeliest option 0.900 0.900 to 0.900 0.700 0.700 to 0.700 Problems (n) 20 20"
     )
     assert before_and_after in text
     differences = (
@@ -374,8 +374,11 @@ def test_report_of_a_preference_run_speaks_of_pairs(tmp_path: Path) -> None:
     assert "Accuracy +32.5 points" in text
     before_and_after = (
         "before after Preference accuracy 50.0 % 29.9 to 70.1 82.5 % 61.1 to 93.4 Truncated, of all 0.0 % 0.0 % "
-        "Tokens, greedy 12 12 Reward margin 0.000 0.650 Log-probability of the chosen -200.000 -260.000 "
-        "Log-probability of the rejected -220.000 -280.000 KL to the reference, nats per token 0.000 0.125 "
+        "Tokens, greedy 12 12 "
+        "Reward margin 0.000 0.000 to 0.000 0.650 0.300 to 0.900 "
+        "Log-probability of the chosen -200.000 -200.000 to -200.000 -260.000 -260.000 to -260.000 "
+        "Log-probability of the rejected -220.000 -220.000 to -220.000 -280.000 -280.000 to -280.000 "
+        "KL to the reference, nats per token 0.000 0.000 to 0.000 0.125 0.125 to 0.125 "
         "Pairs (n) 20 20"
     )
     assert before_and_after in text
@@ -676,7 +679,7 @@ def test_model_card_says_what_was_trained_and_how_to_load_it(
     assert ("unsloth" in text.lower()) == ("unsloth" in tags)
     assert ("PeftModel" in text) == (library == "peft")
     assert "Dataset `arc`, method SFT, training 4,884,480 of 139,399,488 parameters (3.5 %)." in text
-    assert "| Likeliest option | 0.900 | 0.700 |" in text
+    assert "| Likeliest option | 0.900 (0.900 to 0.900) | 0.700 (0.700 to 0.700) |" in text
     for word in ("GRPO", "sampled", "answer block", "system prompt"):
         assert word not in text, word
 

@@ -1,0 +1,91 @@
+"""Rewards for answers from evidence, in the tag format: rules on the answer block, and what the reasoning cites.
+
+The answer block is graded as `rewards.qa` grades a plain completion: SQuAD's normalisation, the best of the aliases.
+Nothing outside the block is read for it, so an answer that stands in the reasoning alone earns nothing.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from rewards.qa import exact_match, token_f1
+from rewards.tags import Completion, Parsed, completion_text, parse
+
+# "[2]", and "[1, 2]" as models write it; ASCII digits only. No prompt shows a thousand passages.
+_CITATION = re.compile(r"\[([0-9]{1,3}(?:, ?[0-9]{1,3})*+)\]")
+
+
+def cited(reasoning: str) -> set[int]:
+    """The numbers of the passages that a text cites.
+
+    >>> sorted(cited("[2] says so [2], and [1, 12] agree; [x] and (3) are nothing."))
+    [1, 2, 12]
+    """
+    return {int(number) for citation in set(_CITATION.findall(reasoning)) for number in citation.split(",")}
+
+
+def grade_citations(numbers: set[int], supporting: Sequence[bool]) -> float | None:
+    """F1 between the cited numbers and the gold ones: i is gold where `supporting[i - 1]`. None where nothing is gold.
+
+    >>> grade_citations({1, 2}, [False, True, True]), grade_citations({1}, [False])
+    (0.5, None)
+    """
+    gold = {number for number, supports in enumerate(supporting, start=1) if supports}
+    if not gold:
+        return None
+    return 2 * len(numbers & gold) / (len(numbers) + len(gold))
+
+
+def exact_match_reward(
+    completions: Sequence[Completion], aliases: Sequence[Sequence[str]], **kwargs: object
+) -> list[float | None]:
+    """All of the answer block against the accepted answers `aliases`, in SQuAD's normal form. Range {0, 1}, or None.
+
+    1.0: the block is one of them. 0.0: it is not, or the completion does not parse.
+    None: no alias has a letter or digit besides articles.
+
+    >>> exact_match_reward(["<reasoning>[1] A band.</reasoning><answer>The Beatles.</answer>"], [["Beatles"]])
+    [1.0]
+    """
+    return _grade_answers(exact_match, completions, aliases)
+
+
+def f1_reward(
+    completions: Sequence[Completion], aliases: Sequence[Sequence[str]], **kwargs: object
+) -> list[float | None]:
+    """Token F1 of the answer block with the best of `aliases`. Range [0, 1], or None.
+
+    1.0: the same words, in any order. 0.0: none in common, or the completion does not parse.
+    None: no alias has a letter or digit besides articles.
+
+    >>> f1_reward(["<reasoning>[1] A band.</reasoning><answer>John</answer>"], [["John Winston Lennon"]])
+    [0.5]
+    """
+    return _grade_answers(token_f1, completions, aliases)
+
+
+def citation_reward(
+    completions: Sequence[Completion], supporting: Sequence[Sequence[bool]], **kwargs: object
+) -> list[float | None]:
+    """F1 between the passages cited as [1], [2] in the reasoning and those in `supporting`. Range [0, 1], or None.
+
+    1.0: the reasoning cites each supporting passage of its prompt and no other number. 0.0: it cites none of them,
+    or the completion does not parse. None: no supporting passage is in the prompt, or nobody knows which are.
+
+    >>> citation_reward(["<reasoning>[2] has Tarby.</reasoning><answer>Tarby</answer>"], [[False, True]])
+    [1.0]
+    """
+    parsed = [_parse(completion) for completion in completions]
+    return [grade_citations(cited(p.reasoning) if p else set(), own) for p, own in zip(parsed, supporting, strict=True)]
+
+
+def _parse(completion: Completion) -> Parsed | None:
+    return parse(completion_text(completion))
+
+
+def _grade_answers(
+    grade: Callable[[str, Sequence[str]], float | None],
+    completions: Sequence[Completion],
+    aliases: Sequence[Sequence[str]],
+) -> list[float | None]:
+    parsed = [_parse(completion) for completion in completions]
+    return [grade(p.answer if p else "", own) for p, own in zip(parsed, aliases, strict=True)]
