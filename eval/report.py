@@ -394,6 +394,7 @@ def _training(results: Mapping[str, Any]) -> dict[str, str]:
     return {
         **({"trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.3g} %)"} if total else {}),
         **({"reference policy": reference} if reference else {}),
+        **({"judge, in the last session": results["judge"]} if results.get("judge") else {}),
         **({"saved weights": f"{size / 2**20:,.2f} MiB"} if size else {}),
         **({"speed": f"{speed:,.0f} tokens/s, median over steps"} if speed else {}),
     }

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.files import write_json_atomic, write_text_atomic
 from eval.metrics import compare, short_name, side_scores, summarise, verdict
@@ -32,6 +32,9 @@ from eval.report import write_model_card, write_report
 from eval.winrate import Prefer, describe, win_rate
 from recipes.common import machine
 from recipes.common.models import ModelSpec
+
+if TYPE_CHECKING:
+    from rewards.judge import Judge
 
 # These say where and how long to run, not what: they may differ when a run is resumed.
 NOT_CONFIGURATION = {"output_dir", "resume", "max_hours"}
@@ -116,8 +119,8 @@ class Run:
             resumed = True
         if reference:
             print(f"Reference policy: {reference}")
-        told = {"correct": correct, "format": format, "reference": reference, "beside": beside}
-        return cls(folder, recipe, spec, args, resumed=resumed, **told)
+        judged: dict[str, Any] = {"correct": correct, "format": format, "reference": reference, "beside": beside}
+        return cls(folder, recipe, spec, args, resumed=resumed, **judged)
 
     @staticmethod
     def _newest(parent: Path, recipe: str, spec: ModelSpec, config: dict[str, Any]) -> Path:
@@ -354,8 +357,8 @@ class Run:
 
     # The end
 
-    def finish(self) -> dict[str, Any]:
-        """Write results.json, report.html and the model card.
+    def finish(self, judge: "Judge | None" = None) -> dict[str, Any]:
+        """Write results.json, report.html and the model card; say what `judge` was asked, where one rewarded.
 
         The run is complete when its last phase made all its steps; then the checkpoints go.
         """
@@ -382,6 +385,7 @@ class Run:
             "reference": self.reference,
             "beside": self.beside,
             "win_rate": self.win_rate,
+            "judge": judge.summary() if judge else None,
             "stages": list(summaries.values()),
             "paired": {
                 **{key: whole[key] for key in ("from", "to", "n", "measure")},
@@ -406,6 +410,8 @@ class Run:
         write_json_atomic(self.folder / "results.json", results)  # last: its "complete" vouches for the rest
         if results["complete"]:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        if judge:
+            print(f"In this session: {judge.summary()}")
         for name in self.beside:
             if (moved := whole["scores"].get(name)) and moved["delta"] is not None:
                 print(f"{short_name(name)} {moved['delta']:+.3f}{_ends(moved['ci95'], '+.3f')}")

@@ -14,8 +14,8 @@ from eval.metrics import (
     compare,
     format_p,
     mcnemar,
-    summarise,
     side_scores,
+    summarise,
     verdict,
     wilson,
 )

@@ -1,0 +1,214 @@
+"""What a judge as a reward costs beside the judge's own time: `python -m eval.bench_judge`.
+
+- warm cache: `rag_correctness_reward` over completions whose verdicts are on disk, in steps of 16, opened anew, so that
+  nothing is in memory and no request leaves
+- step: 16 completions that are not in the cache, with a server on loopback that takes one second for each request and
+  16 requests at a time; one request a completion, since the rubric's evaluation steps are fixed
+
+The server is Python's own with a scripted verdict: it stands for any judge that is slower than what is measured here.
+Both are wall time, the libraries' work on prompts and verdicts included. The first call of the reward, which imports
+them, is made before.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from eval.bench_memory import run_offline
+from eval.files import results_path, write_json_atomic
+from eval.sampling import Reward
+from rewards import deepeval
+from rewards.judge import Judge, connect
+from rewards.tags import render
+
+ROOT = Path(__file__).resolve().parents[1]
+STEP = 16  # completions of a step, and requests at a time
+LOOKUPS, LOOKUP_BAR = 2_000, 10_000  # different completions, and how many of them a second
+CALL_SECONDS, STEP_BAR = 1.0, 1.5
+ROUNDS = 5
+ABOUT = (
+    "import json; from recipes.common import machine; print(json.dumps({'machine': machine.describe(), 'git_commit': "
+    "machine.git_commit(), 'versions': machine.versions()}))"
+)
+
+
+@contextmanager
+def serve(answer: Callable[[dict[str, Any]], str], seconds: float = 0.0) -> Iterator[str]:
+    """An OpenAI-compatible server on loopback, gone after the block; yields its address.
+
+    Args:
+        answer: the text of the reply to a chat request; called from several threads.
+        seconds: how long every reply takes at least.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # headers and body in one packet
+
+        def do_GET(self) -> None:
+            self.reply({"object": "list", "data": [{"id": "scripted", "object": "model"}]})
+
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text = answer(request)
+            time.sleep(seconds)
+            words = sum(len(message["content"].split()) for message in request["messages"])
+            usage = {"prompt_tokens": words, "completion_tokens": len(text.split())}
+            message = {"role": "assistant", "content": text}
+            self.reply(
+                {
+                    "id": "scripted",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": request["model"],
+                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                    "usage": {**usage, "total_tokens": sum(usage.values())},
+                }
+            )
+
+        def reply(self, body: dict[str, Any]) -> None:
+            encoded = json.dumps(body).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(encoded)))
+            self.end_headers()
+            self.wfile.write(encoded)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing: a line for each request is not worth reading."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128  # five by default: of 16 connections at once some would wait a second to be retried
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def verdict(request: dict[str, Any]) -> str:
+    """Full marks, as DeepEval's GEval reads them."""
+    return '{"reason": "It states the reference.", "score": 10}'
+
+
+def build_columns(count: int, first: int = 0) -> dict[str, list[Any]]:
+    """`count` different completions with the columns of a judge reward, the numbers in them from `first` on."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("prompts", "completions", "question", "answer", "aliases", "passages")
+    }
+    for number in range(first, first + count):
+        question, gold = f"How many bridges had the town of case {number}?", f"{number} bridges"
+        columns["prompts"].append([{"role": "user", "content": question}])
+        columns["completions"].append([{"role": "assistant", "content": render("The passage says so.", gold)}])
+        columns["question"].append(question)
+        columns["answer"].append(gold)
+        columns["aliases"].append([gold])
+        columns["passages"].append([f"Case {number}\nThe town had {number} bridges over its river."])
+    return columns
+
+
+def measure_lookups(folder: Path, count: int) -> float:
+    """Verdicts a second out of a cache in `folder` that holds `count` of them: the median of `ROUNDS` readings.
+
+    Raises RuntimeError where a verdict is missing or a request was made while reading.
+    """
+    columns = build_columns(count)
+    with serve(verdict) as address:
+        found = deepeval.rag_correctness_reward(_connect(address, folder))(**columns)
+        if found != [1.0] * count:
+            raise RuntimeError(f"{found.count(1.0)} of {count} verdicts arrived: nothing warm to measure")
+        judge = _connect(address, folder)
+    reward = deepeval.rag_correctness_reward(judge)
+    steps = [{name: values[i : i + STEP] for name, values in columns.items()} for i in range(0, count, STEP)]
+    seconds = []
+    for number in range(1, ROUNDS + 1):
+        began = time.perf_counter()
+        scores = [score for step in steps for score in reward(**step)]
+        seconds.append(time.perf_counter() - began)
+        if scores != [1.0] * count or judge.counts.cached != count * number or judge.counts.requests:
+            raise RuntimeError(f"{scores.count(1.0)} of {count} read, {judge.counts} after {number} rounds")
+    return count / statistics.median(seconds)
+
+
+def measure_step(folder: Path, seconds: float) -> list[float]:
+    """How long the reward of `STEP` new completions takes, `ROUNDS` times, where a request takes `seconds`.
+
+    Raises RuntimeError where there was not one request and one verdict for every completion.
+    """
+    with serve(verdict) as quick:
+        warm_up: Reward = deepeval.rag_correctness_reward(_connect(quick, folder))
+        warm_up(**build_columns(1))
+    waits = []
+    with serve(verdict, seconds) as address:
+        judge = _connect(address, folder)
+        reward = deepeval.rag_correctness_reward(judge)
+        for number in range(ROUNDS):
+            columns = build_columns(STEP, first=1 + STEP * number)
+            began = time.perf_counter()
+            scores = reward(**columns)
+            waits.append(time.perf_counter() - began)
+            if scores != [1.0] * STEP or judge.counts.requests != STEP * (number + 1):
+                raise RuntimeError(f"{scores.count(1.0)} of {STEP} verdicts, {judge.counts.requests} requests in all")
+    return waits
+
+
+def _connect(address: str, folder: Path) -> Judge:
+    judge = connect(address, cache=folder, concurrency=STEP)
+    assert judge
+    return judge
+
+
+def table(found: dict[str, Any]) -> str:
+    """A line for each figure with its bar."""
+    rate, wait = found["lookups_per_second"], found["step_seconds"]
+    lines = [
+        ("warm cache, verdicts a second", f"{rate:,.0f}", f"at least {LOOKUP_BAR:,}", rate >= LOOKUP_BAR),
+        (f"longest step of {STEP}, seconds", f"{wait:.3f}", f"at most {STEP_BAR}", wait <= STEP_BAR),
+    ]
+    return "\n".join(f"{what:34}{is_:>9}   {bar}: {'met' if met else 'MISSED'}" for what, is_, bar, met in lines)
+
+
+def main() -> int:
+    """Print the figures and write them to eval/results/; 0 where both bars are met, 1 where one is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    about = run_offline(ABOUT)
+    with tempfile.TemporaryDirectory() as folder:
+        waits = measure_step(Path(folder) / "step", CALL_SECONDS)
+        rate = measure_lookups(Path(folder) / "warm", LOOKUPS)
+    found = {
+        "lookups": LOOKUPS,
+        "lookups_per_second": round(rate),
+        "lookup_bar": LOOKUP_BAR,
+        "completions": STEP,
+        "call_seconds": CALL_SECONDS,
+        "step_seconds": round(max(waits), 3),  # no step may wait longer than the bar
+        "median_step_seconds": round(statistics.median(waits), 3),
+        "step_bar": STEP_BAR,
+    }
+    found["met"] = found["lookups_per_second"] >= LOOKUP_BAR and found["step_seconds"] <= STEP_BAR
+    print(f"{about['machine']}; {ROUNDS} rounds of each")
+    print(table(found))
+    path = results_path(about["machine"], "judge")
+    write_json_atomic(path, {"date": date.today().isoformat(), **about, **found})
+    print(f"Written to {path.relative_to(ROOT)}")
+    return 0 if found["met"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

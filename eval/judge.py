@@ -1,0 +1,394 @@
+"""How far a judge agrees with the rules, and what sways it: `python -m eval.judge --from completions.jsonl --judge …`.
+
+A judge is asked about answers that a rule has graded: one of every problem of a stage, so that the answers are
+independent of each other. The rule is a score of the records, exact match by default; records hold no passages and no
+aliases, so the judge reads question, answer and gold answer alone, and reads them as a reward does.
+
+- agreement: how often the judge and the rule call the same answers right
+- length: the score of the same answer said in more words; an honest judge gives both the same
+- position: whether a plain question, do these two answers say the same, is answered alike with either standing first
+- cost: requests, seconds and tokens
+
+Printed, and written to judge.json beside the completions. `--judge local` judges with a model in this process.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.files import write_json_atomic
+from eval.metrics import bootstrap_mean, short_name, wilson
+from eval.sampling import Reward
+from rewards import deepeval, evidently
+from rewards.judge import MAX_ANSWER_CHARACTERS, Ask, Case, Counts, Judge, Rubric, connect, fence
+from rewards.tags import parse, render
+
+# Not summarization: it judges by passages.
+REWARDS: dict[str, Callable[[Judge], Reward]] = {
+    "rag_correctness": deepeval.rag_correctness_reward,
+    "answer_relevancy": deepeval.answer_relevancy_reward,
+    "evidently_correctness": evidently.evidently_correctness_reward,
+}
+FIELDS = ("stage", "kind", "sample", "question", "gold", "completion", "scores")  # of a record, all that is read here
+# 142 characters that claim nothing: no certainty, no care, no source.
+LONGER = (
+    "To say it in a whole sentence and not in a few words only, the answer that is given here to the question that was "
+    "asked is the following one: {}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that parses, with what the rule said of it."""
+
+    question: str
+    gold: str
+    reasoning: str
+    text: str
+    right: bool
+
+
+def read_answers(
+    path: Path, *, stage: str | None, kind: str, rule: str, limit: int | None
+) -> tuple[str, list[Answer], int]:
+    """One answer of every problem of a stage in a run's completions.jsonl.
+
+    Args:
+        path: the file; its records are described in `eval.metrics`.
+        stage: its name, or None for the last in the file.
+        kind: "greedy", or "sampled" for each problem's first sample.
+        rule: the score by which an answer is right, where it is 1.0; answers it could not grade are left out.
+        limit: read no more problems than this.
+
+    Returns:
+        The stage's name, its answers, and how many do not parse or are too long for a judge to be asked.
+
+    Raises:
+        ValueError: no such file or stage, a line that is no record, no such score, or no answer to ask about.
+    """
+    if not path.is_file():
+        raise ValueError(f"--from {path}: no such file, expected a run's completions.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    stages = list(dict.fromkeys(record["stage"] for record in records))
+    chosen = stage or (stages[-1] if stages else "after")
+    if chosen not in stages:
+        raise ValueError(f"{path}: expected records of stage {chosen!r}, found {', '.join(stages) or 'none'}")
+    records = [
+        record for record in records if (record["stage"], record["kind"], record["sample"]) == (chosen, kind, 0)
+    ][:limit]
+    if not records:
+        raise ValueError(f"{path}: stage {chosen!r} holds no {kind} records: choose another --stage or --kind")
+    answers, left_out = [], 0
+    for record in records:
+        if rule not in record["scores"]:
+            found = ", ".join(record["scores"])
+            raise ValueError(f"{path}: no score is named {rule!r}, these are: {found} (--rule)")
+        parsed, graded = parse(record["completion"]), record["scores"][rule]
+        if parsed is None or len(parsed.answer) > MAX_ANSWER_CHARACTERS:
+            left_out += 1
+        elif graded is not None:
+            answers.append(Answer(record["question"], record["gold"], parsed.reasoning, parsed.answer, graded == 1.0))
+    if not answers:
+        raise ValueError(
+            f"{path}: of {len(records)} {kind} completions of stage {chosen!r}, {left_out} do not parse and none of "
+            f"the others has a {rule}: nothing to ask a judge about"
+        )
+    return chosen, answers, left_out
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    missing = [name for name in FIELDS if not isinstance(record, dict) or name not in record]
+    if missing:
+        raise ValueError(f"{where}: expected a record as a run writes it, this one lacks {', '.join(missing)}")
+    return record
+
+
+def agreement(scores: Sequence[float], right: Sequence[bool], threshold: float) -> dict[str, Any]:
+    """How far scores agree with a rule about the same answers, ready for JSON; None where nothing can be said.
+
+    - "n", "right", "wrong": answers, and how many the rule calls so
+    - "accuracy": share in which the judge, score >= `threshold`, and the rule say the same; "ci95", Wilson
+    - "kappa": Cohen's, None where both call all answers the same
+    - "auc": chance that a right answer scores above a wrong one, ties half; None without either
+    - "right_mean", "wrong_mean": mean scores
+    """
+    from sklearn.metrics import cohen_kappa_score, roc_auc_score
+
+    said = [score >= threshold for score in scores]
+    same = sum(a == b for a, b in zip(said, right, strict=True))
+    both = 0 < sum(right) < len(right)
+    return {
+        "n": len(right),
+        "right": sum(right),
+        "wrong": len(right) - sum(right),
+        "accuracy": round(same / len(right), 4) if right else None,
+        "ci95": _rounded(wilson(same, len(right)) if right else None),
+        "kappa": round(float(cohen_kappa_score(right, said)), 4) if len({*right, *said}) == 2 else None,
+        "auc": round(float(roc_auc_score(right, scores)), 4) if both else None,
+        "right_mean": _mean([score for score, is_right in zip(scores, right, strict=True) if is_right]),
+        "wrong_mean": _mean([score for score, is_right in zip(scores, right, strict=True) if not is_right]),
+    }
+
+
+def change_with_length(short: Sequence[float], long: Sequence[float]) -> dict[str, Any]:
+    """The mean of `long` less `short`, scores of the same answers: "n", "delta", "ci95" (bootstrap over answers)."""
+    changes = [b - a for a, b in zip(short, long, strict=True)]
+    return {"n": len(changes), "delta": _mean(changes), "ci95": _rounded(bootstrap_mean(changes))}
+
+
+def correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, in [-1, 1]; None where either side does not vary."""
+    from scipy.stats import spearmanr
+
+    if len(set(scores)) < 2 or len(set(lengths)) < 2:
+        return None
+    return round(float(spearmanr(scores, lengths).statistic), 4)
+
+
+def measure_reward(name: str, judge: Judge, answers: Sequence[Answer], threshold: float) -> dict[str, Any]:
+    """Agreement, length bias and cost of one of `REWARDS`, ready for JSON."""
+    reward = REWARDS[name](judge)
+    before, began = copy.copy(judge.counts), time.monotonic()
+    scores = _ask(reward, answers, [answer.text for answer in answers])
+    cost = {"answers": len(answers), "seconds": round(time.monotonic() - began, 2), **_cost(before, judge.counts)}
+    restated = [LONGER.format(answer.text) for answer in answers]
+    fitting = [i for i, text in enumerate(restated) if len(text) <= MAX_ANSWER_CHARACTERS]
+    longer = dict(
+        zip(fitting, _ask(reward, [answers[i] for i in fitting], [restated[i] for i in fitting]), strict=True)
+    )
+    judged = [(answer, score) for answer, score in zip(answers, scores, strict=True) if score is not None]
+    wrong = [(score, len(answer.text)) for answer, score in judged if not answer.right]
+    length: dict[str, Any] = {"added_characters": len(LONGER.format(""))}
+    for side, is_right in (("right", True), ("wrong", False)):
+        pairs = [
+            (short, long)
+            for i, short in enumerate(scores)
+            if answers[i].right == is_right and short is not None and (long := longer.get(i)) is not None
+        ]
+        length[side] = change_with_length([short for short, _ in pairs], [long for _, long in pairs])
+    length["spearman_among_wrong"] = correlation([score for score, _ in wrong], [size for _, size in wrong])
+    return {
+        **agreement([score for _, score in judged], [answer.right for answer, _ in judged], threshold),
+        "failed": len(answers) - len(judged),
+        "length": length,
+        "cost": cost,
+    }
+
+
+def measure_position(judge: Judge, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Ask of every answer that is not the gold one to the letter whether both say the same, either standing first.
+
+    Returns "n", the answers with both verdicts; "flipped", the share in which they differ, with "ci95" (Wilson);
+    "same_gold_first" and "same_answer_first", the shares called the same; "failed", answers without both verdicts.
+    """
+    asked = [answer for answer in answers if answer.text != answer.gold]
+    cases = [Case(answer.question, answer.text, (answer.gold,)) for answer in asked]
+    gold_first = judge.scores(Rubric("same_gold_first", "1", ("question", "answer", "golds"), _same_gold_first), cases)
+    answer_first = judge.scores(
+        Rubric("same_answer_first", "1", ("question", "answer", "golds"), _same_answer_first), cases
+    )
+    pairs = [(a, b) for a, b in zip(gold_first, answer_first, strict=True) if a is not None and b is not None]
+    flipped = sum(a != b for a, b in pairs)
+    return {
+        "n": len(pairs),
+        "flipped": round(flipped / len(pairs), 4) if pairs else None,
+        "ci95": _rounded(wilson(flipped, len(pairs)) if pairs else None),
+        "same_gold_first": _mean([a for a, _ in pairs]),
+        "same_answer_first": _mean([b for _, b in pairs]),
+        "failed": len(asked) - len(pairs),
+    }
+
+
+def _same_gold_first(ask: Ask, case: Case) -> float:
+    return _same(ask, case.question, case.golds[0], case.answer)
+
+
+def _same_answer_first(ask: Ask, case: Case) -> float:
+    return _same(ask, case.question, case.answer, case.golds[0])
+
+
+def _same(ask: Ask, question: str, first: str, second: str) -> float:
+    """1.0 where the judge says that both answers say the same, else 0.0. Nothing tells which one is the gold answer."""
+    from pydantic import BaseModel
+
+    class Same(BaseModel):
+        same: bool
+
+    found = ask(
+        "Do these two answers to the question say the same?\n\n"
+        f"Question: {fence(question)}\nFirst answer: {fence(first)}\nSecond answer: {fence(second)}\n\n"
+        'Reply with JSON only: {"same": true} or {"same": false}',
+        Same,
+    )
+    return float(found.same)
+
+
+def _ask(reward: Reward, answers: Sequence[Answer], texts: Sequence[str]) -> list[float | None]:
+    """Scores of `texts` in the place of the answers' own."""
+    completions = [render(answer.reasoning, text) for answer, text in zip(answers, texts, strict=True)]
+    return reward(
+        prompts=[[{"role": "user", "content": answer.question}] for answer in answers],
+        completions=[[{"role": "assistant", "content": completion}] for completion in completions],
+        question=[answer.question for answer in answers],
+        answer=[answer.gold for answer in answers],
+        aliases=[[answer.gold] for answer in answers],
+        passages=[[] for _ in answers],
+    )
+
+
+def _cost(before: Counts, after: Counts) -> dict[str, Any]:
+    """The requests between two counts, and what one took, waiting for its turn included, where there was any."""
+    requests = after.requests - before.requests
+    spent = {
+        "seconds": after.seconds - before.seconds,
+        "prompt_tokens": after.prompt_tokens - before.prompt_tokens,
+        "reply_tokens": after.reply_tokens - before.reply_tokens,
+    }
+    each = {f"{name}_per_request": round(value / requests, 4) if requests else None for name, value in spent.items()}
+    return {"requests": requests, "cached": after.cached - before.cached, **each}
+
+
+def price(cost: Mapping[str, Any], per_million_tokens: float) -> float | None:
+    """What a request costs, in the money of the price; None where no request was made or no tokens were reported."""
+    tokens = (cost["prompt_tokens_per_request"] or 0) + (cost["reply_tokens_per_request"] or 0)
+    return float(f"{tokens * per_million_tokens / 1e6:.4g}") if tokens else None
+
+
+def describe(name: str, found: Mapping[str, Any]) -> str:
+    """Some lines on what `measure_reward` returned."""
+    length, cost = found["length"], found["cost"]
+    lines = [f"{short_name(name)}: no verdict on any of {found['failed']} answers"]
+    if found["n"]:
+        details = [_interval(found["ci95"], 100, ".1f"), f"n = {found['n']}"]
+        details += [f"{key} {found[key]:.2f}" for key in ("kappa", "auc") if found[key] is not None]
+        means = [f"{found[f'{side}_mean']:.2f} on {found[side]} {side}" for side in ("right", "wrong") if found[side]]
+        lines = [
+            f"{short_name(name)}: agrees with the rule on {100 * found['accuracy']:.1f} % ({', '.join(details)})",
+            f"  mean score {' and '.join(means)} answers; {found['failed']} without a verdict",
+        ]
+        moved = [
+            f"{side} answers {length[side]['delta']:+.3f}{_interval(length[side]['ci95'], 1, '+.3f', ' ({})')}"
+            for side in ("right", "wrong")
+            if length[side]["n"]
+        ]
+        lines.append(
+            f"  length: in {length['added_characters']} more characters, {' and '.join(moved) or 'no verdict'}"
+        )
+        if length["spearman_among_wrong"] is not None:
+            lines[-1] += f"; Spearman of score and length among wrong answers {length['spearman_among_wrong']:+.2f}"
+    lines.append(f"  cost: {cost['requests']} requests for {cost['answers']} answers, {cost['cached']} of them cached")
+    if cost["requests"]:
+        lines[-1] += f", in {cost['seconds']:.1f} s; a request: {cost['seconds_per_request']:.2f} s with its wait"
+        if cost["prompt_tokens_per_request"]:
+            lines[-1] += f", {cost['prompt_tokens_per_request']:.0f} + {cost['reply_tokens_per_request']:.0f} tokens"
+        if cost.get("price_per_request") is not None:
+            lines[-1] += f", {cost['price_per_request']:.4g} in money"
+    return "\n".join(lines)
+
+
+def describe_position(found: Mapping[str, Any]) -> str:
+    """One line on what `measure_position` returned."""
+    if not found["n"]:
+        return "position: no answer that differs from the gold one has verdicts in both orders"
+    return (
+        f"position: the order of two answers turned {100 * found['flipped']:.1f} % of the verdicts "
+        f"({_interval(found['ci95'], 100, '.1f')}, n = {found['n']}; called the same: "
+        f"{100 * found['same_gold_first']:.1f} % with the gold answer first, "
+        f"{100 * found['same_answer_first']:.1f} % with the other; {found['failed']} without both)"
+    )
+
+
+def _interval(ci95: Sequence[float] | None, scale: float, number: str, around: str = "{}") -> str:
+    if ci95 is None:
+        return ""
+    return around.format(f"95 % CI {scale * ci95[0]:{number}} to {scale * ci95[1]:{number}}")
+
+
+def _rounded(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else [round(end, 4) for end in interval]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(statistics.fmean(values), 4) if values else None
+
+
+def main() -> int:
+    """Print what was found and write judge.json; 2, after one sentence, where nothing can be measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="source", type=Path, required=True, help="a run's completions.jsonl")
+    parser.add_argument("--judge", required=True, help="local, or the http address of an OpenAI-compatible server")
+    parser.add_argument("--judge-model", help="a folder or hub id for local; a server's first model if not given")
+    parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=["rag_correctness"])
+    parser.add_argument("--rule", default="exact_match_reward", help="the score that says what is right")
+    parser.add_argument("--stage", help="the last of the file if not given")
+    parser.add_argument("--kind", choices=["greedy", "sampled"], default="greedy", help="sampled: the first samples")
+    parser.add_argument("--threshold", type=float, default=0.5, help="the score from which the judge says right")
+    parser.add_argument("--limit", type=int, help="problems to ask about, all if not given")
+    parser.add_argument("--cache", type=Path, help="where verdicts are kept; judge_cache beside the completions")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for a request")
+    parser.add_argument("--price-per-million-tokens", type=float, help="of prompt and reply alike, in any money")
+    args = parser.parse_args()
+    try:
+        found = measure(args)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    path = args.source.with_name("judge.json")
+    write_json_atomic(path, found)
+    print(f"Written to {path}")
+    return 0
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Ask the judge all that `args` of the command line want, printing as it goes; what judge.json holds.
+
+    Raises ValueError as `read_answers`, for a judge that is not there, and where too many of its calls fail.
+    """
+    stage, answers, left_out = read_answers(
+        args.source, stage=args.stage, kind=args.kind, rule=args.rule, limit=args.limit
+    )
+    cache = args.cache or args.source.with_name("judge_cache")
+    judge = connect(args.judge, model=args.judge_model, cache=cache, concurrency=args.concurrency, timeout=args.timeout)
+    if judge is None:
+        raise ValueError(f"--judge {args.judge} is nobody: give local or an http address")
+    print(
+        f"{judge.name} on {len(answers)} {args.kind} answers of stage {stage!r}, right by {short_name(args.rule)} "
+        f"({left_out} more do not parse or are over {MAX_ANSWER_CHARACTERS} characters)"
+    )
+    rewards = {}
+    for name in args.rewards:
+        rewards[name] = measure_reward(name, judge, answers, args.threshold)
+        if args.price_per_million_tokens is not None:
+            cost = rewards[name]["cost"]
+            cost["price_per_request"] = price(cost, args.price_per_million_tokens)
+        print(describe(name, rewards[name]), flush=True)
+    position = measure_position(judge, answers)
+    print(describe_position(position))
+    return {
+        "judge": judge.name,
+        "stage": stage,
+        "kind": args.kind,
+        "rule": args.rule,
+        "threshold": args.threshold,
+        "answers": len(answers),
+        "left_out": left_out,
+        "rewards": rewards,
+        "position": position,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

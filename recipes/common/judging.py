@@ -1,0 +1,59 @@
+"""The judge of a run: which model stands behind `--judge`, what it is asked, and where verdicts are kept."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from eval.sampling import Reward
+from recipes.common import machine
+from recipes.common.models import default_alias, resolve, weights_source
+from recipes.common.smollm2 import cache_root
+from rewards import judge as judges
+from rewards.deepeval import rag_correctness_reward
+from rewards.judge import Judge
+from rewards.tags import render
+
+Make = TypeVar("Make", bound=Callable[[Judge], Reward])
+# A judge that cannot tell these apart will not teach anything, and a user should know before hours of training.
+QUESTION, RIGHT, WRONG = "Which river flows through Cairo?", "The Nile", "The Danube"
+
+
+def connect(args: Any) -> Judge | None:
+    """The judge that a recipe's `args` name, asked one easy question; None for "none".
+
+    Verdicts go to `judge/` in the cache folder, where later runs find them. A judge in this process is, unless named,
+    the embedded model without a GPU and Qwen2.5-1.5B with one; with `--smoke`, the tiny random one. A line says what
+    the judge gave for a right answer to the question and for a wrong one.
+
+    Raises:
+        ValueError: no server there, no such model, or no reply to either answer, in one sentence.
+    """
+    model = args.judge_model
+    if args.judge == "local":
+        if args.smoke:
+            model = args.model  # which `cli.start` has set to the tiny one
+        spec = resolve(model or ("qwen2.5-1.5b" if machine.has_gpu() else default_alias(gpu=False)))
+        model = weights_source(spec, load_in_4bit=False)
+    judge = judges.connect(args.judge, model=model, cache=cache_root() / "judge", max_calls=args.judge_max_calls)
+    if judge is not None:
+        _try(judge)
+    return judge
+
+
+def rewards(judge: Judge | None, made_by: Mapping[Make, float], chosen: Iterable[str]) -> dict[Reward, float]:
+    """The judged rewards with their weights: of `made_by`, functions that make one for a judge, those whose names
+    without "_reward" are `chosen`. None without a judge."""
+    asked = {f"{name}_reward" for name in chosen}
+    return {make(judge): weight for make, weight in made_by.items() if judge and make.__name__ in asked}
+
+
+def _try(judge: Judge) -> None:
+    columns: dict[str, Any] = {"question": [QUESTION] * 2, "answer": [RIGHT] * 2, "aliases": [[RIGHT]] * 2}
+    texts = [render("I recall the map.", answer) for answer in (RIGHT, WRONG)]
+    scores = rag_correctness_reward(judge)(completions=texts, passages=[[]] * 2, **columns)
+    if judge.counts.failed:
+        raise ValueError(
+            f"the judge {judge.name} gave no verdict on an easy question ({judge.counts.last_failure}): mend it, name "
+            "another --judge or --judge-model, or pass --judge none"
+        )
+    right, wrong = ("not asked" if score is None else f"{score:.1f}" for score in scores)
+    print(f"Judge {judge.name}: of an easy question, the right answer scores {right} and a wrong one {wrong}")

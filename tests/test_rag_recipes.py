@@ -1,0 +1,124 @@
+"""The RAG recipes, sample to report, on the tiny random model, which judges itself too; and as a user starts them."""
+
+import functools
+import importlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import pytest
+
+from recipes.common.cli import explain
+from rewards import rag
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ["freshqa_grpo", "hotpotqa_grpo", "musique_grpo", "triviaqa_grpo"]
+LABELLED = ["hotpotqa_grpo", "musique_grpo"]  # their sets say which passages the answer rests on
+RULES = {"exact_match_reward", "f1_reward", "tags_reward", "structure_reward", "multiline_reward", "steps_reward"}
+
+
+def recipe(name: str) -> ModuleType:
+    return importlib.import_module(f"recipes.{name}")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended, and what it printed."""
+
+    folder: Path
+    printed: str
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def finished(unsloth: ModuleType, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
+    """`finished(name, **changes)`: a run of a recipe with the sizes of `--smoke` and these arguments, made once."""
+
+    @functools.cache
+    def run(name: str, **changes: Any) -> Finished:
+        module, output = recipe(name), tmp_path_factory.mktemp(name)
+        args = replace(module.ON_CPU, **{**module.SMOKE, "model": str(tiny), "smoke": True, **changes})
+        with redirect_stdout(io.StringIO()) as printed:
+            module.main(replace(args, output_dir=str(output)))
+        (folder,) = output.glob(f"{name}/*/*")
+        return Finished(folder, printed.getvalue())
+
+    return run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_whole_by_the_rules_alone(name: str, finished: Any) -> None:
+    run = finished(name, judge="none")
+    results = run.results
+    assert results["complete"] and results["correct"] == "exact_match_reward"
+    assert [stage["name"] for stage in results["stages"]] == ["before", "warm start", "after"]
+    for stage in results["stages"]:
+        low, high = stage["ci95"]
+        assert low <= stage["accuracy"] <= high
+        low, high = stage["scores_ci95"]["f1_reward"]
+        assert low <= stage["scores"]["f1_reward"] <= high
+    assert all(len(pair["scores"]["f1_reward"]["ci95"]) == 2 for pair in results["comparisons"])
+    scored = read_jsonl(run.folder / "completions.jsonl")[0]["scores"]
+    assert scored.keys() == RULES | ({"citation_reward"} if name in LABELLED else set())
+    assert "passages: " in run.printed and ("supporting passages: " in run.printed) == (name in LABELLED)
+    assert "f1 0." in run.printed and "Supervision of" in run.printed
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_all_judged_rewards_are_asked_and_told_beside_the_rules(name: str, finished: Any) -> None:
+    module = recipe(name)
+    run = finished(name, judge_rewards=get_args(module.JudgeReward))
+    judged = {make.__name__ for make in module.JUDGED}
+    assert judged <= set(run.results["beside"]) and len(judged) == 4
+    scored = read_jsonl(run.folder / "completions.jsonl")[0]["scores"]
+    assert scored.keys() == RULES | judged | ({"citation_reward"} if name in LABELLED else set())
+    logged = [line for line in read_jsonl(run.folder / "metrics.jsonl") if line["phase"] == "grpo"]
+    assert all({f"rewards/{reward}/mean" for reward in judged} | {"judge/calls"} <= line.keys() for line in logged)
+    assert "judge local" in run.printed
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_right_answers_outweigh_form(name: str) -> None:
+    module = recipe(name)
+    rules = {reward.__name__: weight for reward, weight in module.RULES.items()}
+    form = sum(rules[f"{part}_reward"] for part in ("tags", "structure", "multiline", "steps"))
+    assert module.RULES[rag.exact_match_reward] + module.RULES[rag.f1_reward] > form
+    assert sum(module.JUDGED.values()) < rules["exact_match_reward"] + rules["f1_reward"]
+    assert {make.__name__ for make in module.JUDGED} == {f"{name}_reward" for name in get_args(module.JudgeReward)}
+
+
+@pytest.mark.parametrize(
+    ("judge", "sentence"), [("gpt-4", "the judge is 'gpt-4': pass none, local"), ("http://127.0.0.1:9", "127.0.0.1:9")]
+)
+def test_a_judge_that_is_not_there_is_refused_before_a_model_is_loaded(
+    judge: str, sentence: str, tiny: Path, tmp_path: Path
+) -> None:
+    module = recipe("hotpotqa_grpo")
+    args = replace(module.ON_CPU, **module.SMOKE, model=str(tiny), judge=judge, output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=".") as raised:
+        module.main(args)
+    assert sentence in (explain(raised.value) or "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_smoke(name: str, tmp_path: Path) -> None:
+    """Starts, stops, resumes and ends in a process of its own, with a judge in that process."""
+    command = [sys.executable, f"recipes/{name}.py", "--smoke", "--output-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("goes on") >= 1 and "Report:" in done.stdout and "judge local" in done.stdout
