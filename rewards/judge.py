@@ -149,12 +149,8 @@ class Judge:
     ) -> None:
         _check_numbers(max_calls, max_failures, concurrency)
         self.backend, self.name = backend, backend.name
-        self.max_calls, self.max_failures, self.concurrency, self.backoff = (
-            max_calls,
-            max_failures,
-            concurrency,
-            backoff,
-        )
+        self.max_calls, self.max_failures = max_calls, max_failures
+        self.concurrency, self.backoff = concurrency, backoff
         self.counts = Counts()
         self._folder = cache
         self._cache = _open(cache)
@@ -241,8 +237,8 @@ class Judge:
                 else:
                     self.counts.judged += 1
                     self._recent.append(False)
-                    self._remember(futures[future], verdict)
-                    verdicts[futures[future]] = verdict
+                    verdicts[futures[future]] = None if verdict is None else float(verdict)
+                    self._remember(futures[future], verdicts[futures[future]])
         except BaseException:
             self._stopped.set()  # requests under way end by themselves, and are not tried again
             executor.shutdown(wait=False, cancel_futures=True)
@@ -403,12 +399,14 @@ def judged_reward(judge: Judge, rubric: Rubric) -> Reward:
                 scores[i] = 0.0
         for i, score in zip(cases, judge.scores(rubric, list(cases.values())), strict=True):
             scores[i] = score
+        unjudged = sum(score is None for score in scores) / max(len(scores), 1)
         if trainer_state is not None and prompts is not None:
             scores = _group_means_for_none(scores, prompts)
         if log_metric:
             log_metric("judge/calls", judge.counts.requests - before.requests)
             log_metric("judge/cached", judge.counts.cached - before.cached)
             log_metric("judge/failed", judge.counts.failed - before.failed)
+            log_metric("judge/unjudged", unjudged)
         return scores
 
     reward.__name__ = reward.__qualname__ = rubric.name

@@ -39,9 +39,11 @@ class _Job:
 class LocalModel:
     """A causal language model with a chat template, in bfloat16, on the GPU where there is one.
 
-    Requests of several threads are answered together, padded on the left: alone, a GEval request takes SmolLM2-135M
-    3.2 s on one core, and 1.2 s in a batch of eight. Which requests share a batch may change a greedy reply in its last
-    bits; the cache of verdicts makes what was said once stay.
+    Requests of several threads are answered together, padded on the left. SmolLM2-135M, one core with AMX, seconds an
+    answer alone and eight at a time: GEval 1.3 and 0.4, Evidently 1.4 and 0.4, relevancy 6.2 and 2.1, summarisation
+    7.0 and 4.7 (passages of 2,300 characters). It walks the path and cannot judge: to eight answers, two of them right,
+    the three metrics of DeepEval gave one score each. Which requests share a batch can tip a greedy reply; what the
+    cache of verdicts has stays.
 
     Args:
         model: a folder or hub id; weights in safetensors only.

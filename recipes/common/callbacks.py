@@ -110,6 +110,8 @@ def _grpo_cells(logs: dict[str, Any]) -> dict[str, str]:
     return {
         "reward": f"{logs['reward']:.3f}",
         **parts,
+        # Completions without a verdict, a mean over the judged rewards.
+        **({"unjudged": f"{logs['judge/unjudged']:.0%}"} if "judge/unjudged" in logs else {}),
         # Groups whose completions all score the same: they teach nothing.
         "flat": f"{logs['frac_reward_zero_std']:.0%}",
         "cut off": f"{logs['completions/clipped_ratio']:.0%}",

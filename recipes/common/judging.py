@@ -49,11 +49,15 @@ def rewards(judge: Judge | None, made_by: Mapping[Make, float], chosen: Iterable
 def _try(judge: Judge) -> None:
     columns: dict[str, Any] = {"question": [QUESTION] * 2, "answer": [RIGHT] * 2, "aliases": [[RIGHT]] * 2}
     texts = [render("I recall the map.", answer) for answer in (RIGHT, WRONG)]
-    scores = rag_correctness_reward(judge)(completions=texts, passages=[[]] * 2, **columns)
+    right, wrong = rag_correctness_reward(judge)(completions=texts, passages=[[]] * 2, **columns)
     if judge.counts.failed:
         raise ValueError(
             f"the judge {judge.name} gave no verdict on an easy question ({judge.counts.last_failure}): mend it, name "
             "another --judge or --judge-model, or pass --judge none"
         )
-    right, wrong = ("not asked" if score is None else f"{score:.1f}" for score in scores)
-    print(f"Judge {judge.name}: of an easy question, the right answer scores {right} and a wrong one {wrong}")
+    if right is None or wrong is None:
+        return  # the budget is spent, and the judge has said so
+    line = f"Judge {judge.name}: of an easy question, the right answer scores {right:.1f} and a wrong one {wrong:.1f}"
+    if right <= wrong:
+        line += "; it cannot tell them apart, and what it rewards will teach nothing: name a better --judge-model"
+    print(line)

@@ -15,7 +15,7 @@ from typing import Any
 from recipes.common.smollm2 import cache_root
 from rewards import pairrm
 
-VERSION = 1  # part of the folders' names: change it with anything below
+VERSION = 2  # part of the folders' names: change it with anything below
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -135,7 +135,7 @@ def _write(folder: Path) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=1024,
+        max_position_embeddings=8192,  # as a judge it reads long prompts, a character or three a token
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

@@ -300,7 +300,8 @@ def test_report_of_supervised_training_shows_what_it_measured_and_nothing_else(t
     before_and_after = (
         "before after Accuracy, greedy 0.0 % 0.0 to 16.1 75.0 % 53.1 to 88.8 "
         "Held-out loss, nats per token 2.000 2.000 to 2.000 1.000 1.000 to 1.000 Perplexity 7.39 2.72 "
-        "Truncated, of all 0.0 % 0.0 % Tokens, greedy 12 12 Likeliest option 0.900 0.900 to 0.900 0.700 0.700 to 0.700 Problems (n) 20 20"
+        "Truncated, of all 0.0 % 0.0 % Tokens, greedy 12 12 "
+        "Likeliest option 0.900 0.900 to 0.900 0.700 0.700 to 0.700 Problems (n) 20 20"
     )
     assert before_and_after in text
     differences = (

@@ -522,8 +522,8 @@ def test_counts_are_logged_by_call(tmp_path):
         logged.append({})
         reward(completions=[parsed(a) for a in answers], log_metric=logged[-1].__setitem__, **columns(3))
     assert logged == [
-        {"judge/calls": 3, "judge/cached": 0, "judge/failed": 1},
-        {"judge/calls": 1, "judge/cached": 2, "judge/failed": 0},
+        {"judge/calls": 3, "judge/cached": 0, "judge/failed": 1, "judge/unjudged": 1 / 3},
+        {"judge/calls": 1, "judge/cached": 2, "judge/failed": 0, "judge/unjudged": 0.0},
     ]
 
 
