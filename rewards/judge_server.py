@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rewards.judge import Failure, Reply
+from rewards.local_judge import bounded
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -45,7 +46,10 @@ class Server:
     def reply(self, prompt: str, schema: "type[BaseModel]") -> Reply:
         extra: dict[str, Any] = {}
         if self._constrained:
-            json_schema = {"name": schema.__name__, "schema": schema.model_json_schema()}
+            # Without bounds a small model repeats itself until its reply is cut off, and nothing of it can be read.
+            # A larger one may say why before it scores, so optional fields stay.
+            wanted = bounded(schema.model_json_schema(), optional=True)
+            json_schema = {"name": schema.__name__, "schema": wanted}
             extra["response_format"] = {"type": "json_schema", "json_schema": json_schema}
         try:
             return self._complete(self.model, prompt, MAX_REPLY_TOKENS, extra)

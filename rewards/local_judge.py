@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # A reply is at most a list of that many texts: some 2,000 tokens in the worst case of four tokens a character, which
 # only noise comes near. Statements extracted by a small model are no better for being longer.
-MAX_CHARACTERS = 100
+MAX_CHARACTERS = 100  # at 300, xgrammar 0.2.8 fails inside vLLM 0.27.1
 MAX_ITEMS = 5
 MAX_NUMBER = 10**6
 MAX_REPLY_TOKENS = 2048
@@ -135,21 +135,28 @@ class LocalModel:
         return [ids[: end + 1] for ids, end in zip(replies, ends, strict=True)]
 
 
-def bounded(schema: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema in which every reply ends: required properties only; texts, lists and numbers of limited length.
+def bounded(schema: dict[str, Any], *, optional: bool = False) -> dict[str, Any]:
+    """A JSON schema in which every reply ends: texts, lists and numbers of limited length, and only those properties that
+    are required, unless `optional` ones may stay.
 
     Numbers become whole, because a fraction has no last digit, and texts hold no escapes, line breaks or other control
     characters, which xgrammar's own `maxLength` lets through.
     """
+
+    def bound(schema: dict[str, Any]) -> dict[str, Any]:
+        return bounded(schema, optional=optional)
+
     kept = dict(schema)
     if "properties" in kept:
-        required = kept.get("required", [])
-        kept["properties"] = {name: bounded(kept["properties"][name]) for name in required}
+        names = list(kept["properties"]) if optional else kept.get("required", [])
+        kept["properties"] = {name: bound(kept["properties"][name]) for name in names}
         kept["additionalProperties"] = False
     if "$defs" in kept:
-        kept["$defs"] = {name: bounded(definition) for name, definition in kept["$defs"].items()}
+        kept["$defs"] = {name: bound(definition) for name, definition in kept["$defs"].items()}
+    if "anyOf" in kept:
+        kept["anyOf"] = [bound(choice) for choice in kept["anyOf"]]
     if kept.get("type") == "array":
-        kept["items"] = bounded(kept["items"])
+        kept["items"] = bound(kept["items"])
         kept["maxItems"] = max(kept.get("minItems", 0), min(kept.get("maxItems", MAX_ITEMS), MAX_ITEMS))
     if kept.get("type") in ("number", "integer"):
         kept = {"minimum": -MAX_NUMBER, "maximum": MAX_NUMBER, **kept, "type": "integer"}

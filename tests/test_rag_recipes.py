@@ -87,7 +87,10 @@ def test_all_judged_rewards_are_asked_and_told_beside_the_rules(name: str, finis
     scored = read_jsonl(run.folder / "completions.jsonl")[0]["scores"]
     assert scored.keys() == RULES | judged | ({"citation_reward"} if name in LABELLED else set())
     logged = [line for line in read_jsonl(run.folder / "metrics.jsonl") if line["phase"] == "grpo"]
-    assert all({f"rewards/{reward}/mean" for reward in judged} | {"judge/calls", "judge/unjudged"} <= line.keys() for line in logged)
+    assert all(
+        {f"rewards/{reward}/mean" for reward in judged} | {"judge/calls", "judge/unjudged"} <= line.keys()
+        for line in logged
+    )
     assert "judge local" in run.printed
 
 

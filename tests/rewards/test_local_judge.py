@@ -179,8 +179,8 @@ def test_what_goes_wrong_reaches_every_thread(tiny, schemas, monkeypatch):
 
 
 def test_a_prompt_that_does_not_fit_is_a_failure(tiny, schemas):
-    with pytest.raises(Failure, match=r"does not fit the 1,024 of local tiny") as failure:
-        tiny.reply("how many " * 1000, schemas["Claims"])
+    with pytest.raises(Failure, match=r"does not fit the 8,192 of local tiny") as failure:
+        tiny.reply("how many " * 8000, schemas["Claims"])
     assert not failure.value.again
 
 
