@@ -8,7 +8,7 @@ PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --
 READY  := .venv/.ready-$(DEVICE)
 PEER   := .venv-trl112
 
-.PHONY: help setup demo test test-real setup-vllm test-vllm bench bench-memory bench-ppo lint lock clean
+.PHONY: help setup demo test test-real setup-vllm test-vllm bench bench-memory bench-ppo bench-judge lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ bench-memory: setup ## memory of the preference trainers beside SFT's on the sam
 
 bench-ppo: setup $(PEER)/.ready ## PPO side by side with TRL 1.12.0's and with GRPO: reward, memory, time; Linux
 	.venv/bin/python -m eval.bench_ppo --peer-python $(PEER)/bin/python
+
+bench-judge: setup ## a judge's warm cache, and how long a step waits for a slow judge
+	.venv/bin/python -m eval.bench_judge
 
 lint: setup ## style, format and types
 	.venv/bin/python -m ruff check .

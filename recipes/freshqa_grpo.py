@@ -11,7 +11,9 @@ in its group. On the format: tags, structure, multiline, steps 0.25 each.
 
     python recipes/freshqa_grpo.py --judge http://localhost:8000/v1     # or local, none; without a GPU: SmolLM2
 
-Not yet measured.
+SmolLM2 through vLLM, judged by SmolLM2, one CPU core of two (the other busy), 10 min, 9.0 GB, n = 32 questions of our
+own, 2026-11-22: exact match 0 -> 19 (warm start) -> 22 %, F1 0 -> 0.27 -> 0.30. GRPO's share may be chance (95 % CI -9
+to +16). As a judge, SmolLM2 gave every answer 0: it rewarded nothing. No GPU has run this yet.
 """
 
 import sys

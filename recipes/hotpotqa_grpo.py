@@ -10,7 +10,9 @@ in its group. On the format: tags, structure, multiline, steps 0.25 each.
 
     python recipes/hotpotqa_grpo.py --judge http://localhost:8000/v1     # or local, none; without a GPU: SmolLM2
 
-Not yet measured.
+SmolLM2 through vLLM, judged by SmolLM2, one CPU core of two (the other busy), 16 min, 10.6 GB, n = 48 questions of our
+own, 2026-11-22: exact match 0 -> 21 (warm start) -> 25 %, F1 0 -> 0.26 -> 0.34. GRPO's share of 4 points may be chance
+(95 % CI -8 to +17). As a judge, SmolLM2 gave every answer 0: it rewarded nothing. No GPU has run this yet.
 """
 
 import sys

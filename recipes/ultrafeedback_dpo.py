@@ -38,7 +38,7 @@ from recipes.common.preference import reference_name, reference_policy, start_fr
 from recipes.common.rollouts import Rollouts
 from recipes.common.run import Run
 from recipes.common.supervision import audit_pairs
-from rewards import judges
+from rewards import comparers
 
 Loss = Literal["sigmoid", "ipo", "hinge", "apo_zero", "apo_down", "sigmoid_norm"]
 
@@ -150,7 +150,7 @@ def main(args: Args) -> None:
     spec = resolve(args.model)
     train = ultrafeedback.load("train", source=args.source)
     test = ultrafeedback.load("test", source=args.source, limit=args.eval_pairs)
-    judge = judges.by_name(args.judge)
+    judge = comparers.by_name(args.judge)
     name = "ultrafeedback_dpo"
     run = Run.open(name, spec, args, correct=PREFERENCE, format=None, reference=reference_name(args.start_from))
     model, tokenizer = load_model(args, spec)

@@ -36,7 +36,7 @@ from recipes.common.preference import reference_policy, rendered, start_from, wa
 from recipes.common.rollouts import Rollouts
 from recipes.common.run import Run
 from recipes.common.supervision import audit_pairs
-from rewards import judges
+from rewards import comparers
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def main(args: Args) -> None:
     spec = resolve(args.model)
     train = ultrafeedback.load("train", source=args.source)
     test = ultrafeedback.load("test", source=args.source, limit=args.eval_pairs)
-    judge = judges.by_name(args.judge)
+    judge = comparers.by_name(args.judge)
     run = Run.open("ultrafeedback_orpo", spec, args, correct=PREFERENCE, format=None)
     model, tokenizer = load_model(args, spec)
 

@@ -37,7 +37,7 @@ from recipes.common.preference import reference_name, reference_policy, start_fr
 from recipes.common.rollouts import Rollouts
 from recipes.common.run import Run
 from recipes.common.supervision import audit_pairs
-from rewards import judges
+from rewards import comparers
 
 Loss = Literal["sigmoid", "ipo", "hinge", "apo_zero", "apo_down", "sigmoid_norm"]
 
@@ -149,7 +149,7 @@ def main(args: Args) -> None:
     spec = resolve(args.model)
     train = webgpt.load("train", source=args.source)
     test = webgpt.load("test", source=args.source, limit=args.eval_pairs)
-    judge = judges.by_name(args.judge)
+    judge = comparers.by_name(args.judge)
     name = "webgpt_dpo"
     run = Run.open(name, spec, args, correct=PREFERENCE, format=None, reference=reference_name(args.start_from))
     model, tokenizer = load_model(args, spec)

@@ -36,7 +36,7 @@ from recipes.common.preference import freeze_reference, reference_name, start_fr
 from recipes.common.rollouts import Choice, Rollouts, choose, engine_settings
 from recipes.common.run import Run
 from recipes.common.tiny import tiny_pairrm_folder
-from rewards import judges
+from rewards import comparers
 
 EVAL_SAMPLES = 2  # per prompt, beside the greedy completion
 TEMPERATURE = 1.0  # of rollouts, of the probabilities that are trained, and of the sampled evaluation
@@ -168,8 +168,8 @@ def ppo_config(args: Args, run: Run) -> Any:
 
 def main(args: Args) -> None:
     spec, engine = resolve(args.model), choose(args.rollouts, args.load_in_4bit)
-    rated_by = judges.reward_by_name(str(tiny_pairrm_folder()) if args.smoke else args.reward)
-    judge = judges.by_name(args.judge)
+    rated_by = comparers.reward_by_name(str(tiny_pairrm_folder()) if args.smoke else args.reward)
+    judge = comparers.by_name(args.judge)
     train = webgpt.load("train", source=args.source)
     test = webgpt.load("test", source=args.source, limit=args.eval_prompts)
     reference = reference_name(args.start_from)

@@ -9,7 +9,7 @@ Between them stands `Judge`, which keeps four promises:
 3. Where failures pass a share of the recent verdicts, the run stops with one sentence.
 4. Whatever a model or a data set wrote reaches the judge inside a `fence`.
 
-rewards/judges.py is another matter: who compares two models.
+Who compares the answers of two models is another matter: rewards/comparers.py.
 """
 
 import hashlib

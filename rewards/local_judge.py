@@ -136,8 +136,8 @@ class LocalModel:
 
 
 def bounded(schema: dict[str, Any], *, optional: bool = False) -> dict[str, Any]:
-    """A JSON schema in which every reply ends: texts, lists and numbers of limited length, and only those properties that
-    are required, unless `optional` ones may stay.
+    """A JSON schema in which every reply ends: texts, lists and numbers of limited length, and only those properties
+    that are required, unless `optional` ones may stay.
 
     Numbers become whole, because a fraction has no last digit, and texts hold no escapes, line breaks or other control
     characters, which xgrammar's own `maxLength` lets through.

@@ -7,7 +7,7 @@ from eval.sampling import Reward
 from recipes.common import machine
 from recipes.common.models import default_alias, resolve, weights_source
 from recipes.common.smollm2 import cache_root
-from rewards import judge as judges
+from rewards import judge as llm_judge
 from rewards.deepeval import rag_correctness_reward
 from rewards.judge import Judge
 from rewards.tags import render
@@ -33,7 +33,7 @@ def connect(args: Any) -> Judge | None:
             model = args.model  # which `cli.start` has set to the tiny one
         spec = resolve(model or ("qwen2.5-1.5b" if machine.has_gpu() else default_alias(gpu=False)))
         model = weights_source(spec, load_in_4bit=False)
-    judge = judges.connect(args.judge, model=model, cache=cache_root() / "judge", max_calls=args.judge_max_calls)
+    judge = llm_judge.connect(args.judge, model=model, cache=cache_root() / "judge", max_calls=args.judge_max_calls)
     if judge is not None:
         _try(judge)
     return judge

@@ -8,7 +8,7 @@ import pytest
 
 from recipes.common.cli import explain
 from recipes.common.tiny import write_pairrm
-from rewards import judges, pairrm, reward_model
+from rewards import comparers, pairrm, reward_model
 
 PROMPTS = [[{"role": "user", "content": "Name a colour."}], [{"role": "user", "content": "Why?"}]]
 FIRST, SECOND = ["Blue.", "Because."], ["No.", "I do not know."]
@@ -29,7 +29,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_nobody_judges() -> None:
-    assert judges.by_name("none") is None
+    assert comparers.by_name("none") is None
 
 
 def test_pairrm_judges_and_rewards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +46,8 @@ def test_pairrm_judges_and_rewards(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pairrm, "fetch", fetched)
     for name, source in (("pairrm", "llm-blender/PairRM-hf"), (str(folder), str(folder))):
         asked.clear()
-        prefer = judges.by_name(name)
-        make = judges.reward_by_name(name)
+        prefer = comparers.by_name(name)
+        make = comparers.reward_by_name(name)
         assert asked == [source] * 2  # before anything is loaded
         assert prefer is not None
         assert prefer(PROMPTS, FIRST, SECOND) == judge.compare(PROMPTS, FIRST, SECOND, symmetric=False)
@@ -62,10 +62,10 @@ def test_an_adapter_folder_is_a_reward_model(adapter: Path, monkeypatch: pytest.
     given: list[Any] = []
     monkeypatch.setattr(reward_model, "reward", lambda *whom: given.append(whom))
     monkeypatch.setattr(reward_model, "prefer", lambda *whom: given.append(whom))
-    make = judges.reward_by_name(str(adapter))
+    make = comparers.reward_by_name(str(adapter))
     assert given == []
     make("the policy")
-    judges.by_name(str(adapter))
+    comparers.by_name(str(adapter))
     assert given == [(str(adapter), "the policy"), (str(adapter),)]
 
 
@@ -74,7 +74,7 @@ def test_a_folder_of_neither_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
     match = r"holds no reward model .* recipes/ultrafeedback_reward\.py"
     for name in (tmp_path, tmp_path / "model", tmp_path / "nowhere"):
-        for find in (judges.by_name, judges.reward_by_name):
+        for find in (comparers.by_name, comparers.reward_by_name):
             with pytest.raises(ValueError, match=match) as refused:
                 find(str(name))
             assert explain(refused.value) == str(refused.value) and "\n" not in str(refused.value)
@@ -82,7 +82,7 @@ def test_a_folder_of_neither_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_a_damaged_pairrm_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    for find in (judges.by_name, judges.reward_by_name):
+    for find in (comparers.by_name, comparers.reward_by_name):
         with pytest.raises(ValueError, match="holds no safetensors"):
             find(str(tmp_path))
 
@@ -94,6 +94,6 @@ def test_without_the_hub_there_is_a_way_out(monkeypatch: pytest.MonkeyPatch) -> 
         raise huggingface_hub.errors.LocalEntryNotFoundError("Got: ConnectError\nPlease check.")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    for find in (judges.by_name, judges.reward_by_name):
+    for find in (comparers.by_name, comparers.reward_by_name):
         with pytest.raises(ValueError, match=r"train a reward model of your own with recipes/ultrafeedback_reward\.py"):
             find("pairrm")
