@@ -97,7 +97,7 @@ def transformers_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     folder = str(converted_folder())
     console = str(Path(sys.executable).with_name("transformers"))
     command = [console, "serve", folder, "--device", "cpu", "--dtype", "bfloat16"]
-    with running(command, tmp_path_factory.mktemp("transformers"), seconds=60) as address:
+    with running(command, tmp_path_factory.mktemp("transformers"), seconds=300) as address:
         yield Server(address, folder)
 
 
