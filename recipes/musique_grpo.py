@@ -10,7 +10,9 @@ in its group. On the format: tags, structure, multiline, steps 0.25 each.
 
     python recipes/musique_grpo.py --judge http://localhost:8000/v1     # or local, none; without a GPU: SmolLM2
 
-Not yet measured.
+SmolLM2 through vLLM, judged by SmolLM2, one CPU core of two (the other busy), 18 min, 10.5 GB, n = 32 questions of our
+own, 2026-11-22: exact match 0 -> 9 (warm start) -> 13 % (p = 0.12 in all), F1 0 -> 0.17 -> 0.19: it learned the form,
+and two to four hops are beyond it. As a judge, SmolLM2 gave every answer 0. No GPU has run this yet.
 """
 
 import sys
@@ -107,8 +109,8 @@ class Args:
 
 ON_CPU = Args(  # minutes on two cores: 2 questions x 8 = 16 completions per update
     model=default_alias(gpu=False), load_in_4bit=False, source="sample", passage_tokens=256, lora_rank=16,
-    judge_rewards=("rag_correctness",), learning_rate=1e-4, max_steps=12, warmup_steps=32,
-    prompts_per_step=2, num_generations=8, max_completion_length=96, eval_problems=48,
+    judge_rewards=("rag_correctness",), learning_rate=1e-4, max_steps=8, warmup_steps=32,
+    prompts_per_step=2, num_generations=8, max_completion_length=96, eval_problems=32,
 )  # fmt: skip
 SMOKE = {"source": "sample", "max_steps": 2, "warmup_steps": 2, "prompts_per_step": 1, "num_generations": 4,
          "max_completion_length": 16, "eval_problems": 8, "rollouts": "model"}  # fmt: skip
