@@ -649,7 +649,7 @@ def test_the_coefficient_follows_the_kl(runs: Runs) -> None:
     factors = [after["kl_coefficient"] / line["kl_coefficient"] for line, after in pairwise(lines)]
     expected = [1 + 0.1 * max(-0.2, min(0.2, line["kl_per_completion"] / 0.02 - 1)) for line in lines]
     assert lines[0]["kl_coefficient"] == 0.05 and factors == pytest.approx(expected[:-1])
-    assert factors[0] == pytest.approx(0.98) and factors[-1] > 1
+    assert factors[0] == pytest.approx(0.98) and max(factors) > 1
 
 
 def test_the_next_update_pays_by_the_adapted_coefficient(step: Any) -> None:
@@ -658,7 +658,7 @@ def test_the_next_update_pays_by_the_adapted_coefficient(step: Any) -> None:
     trainer.training_step(trainer.model, {"rows": ROWS})
     assert trainer.figures["kl_coefficient"] == pytest.approx(0.3 * 0.98)
     expected = step(kl_coefficient=0.3 * 0.98).figures["value_loss"]
-    assert trainer.figures["value_loss"] == pytest.approx(expected, rel=1e-5) != pytest.approx(first, rel=1e-3)
+    assert trainer.figures["value_loss"] == pytest.approx(expected, rel=1e-5) != pytest.approx(first, rel=1e-4)
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(runs: Runs) -> None:

@@ -17,7 +17,7 @@ PROMPTS = [
 LONG = "Blue is one, and so is green, and there are many more of them than anybody has counted."
 FIRST = ["4", LONG, "There are 7 left.", "Because.", "Ada."]
 SECOND = ["It is five, as far as anybody knows.", "No.", "3", LONG, "Nobody knows."]
-NEAR = {"abs": 1e-2}  # bfloat16 rounds a batch of another shape otherwise; these scores differ by more than 0.03
+NEAR = {"abs": 2e-2}  # bfloat16 rounds a batch of another shape otherwise; these scores differ by more than 0.03
 
 
 def with_lora(trunk: Any) -> Any:
