@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import string
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ PAIRRM_SIZES = {  # DeBERTa-v3-large's
 
 def tiny_folder(cache: Path | None = None) -> Path:
     """The tiny model's folder in `cache` (`cache_root()` unless given), made on first use."""
-    return _made((cache or cache_root()) / f"tiny-{VERSION}", _write)
+    made_of = zlib.crc32(SAMPLES.read_bytes())  # its vocabulary: another sample makes another model
+    return _made((cache or cache_root()) / f"tiny-{VERSION}-{made_of:08x}", _write)
 
 
 def tiny_pairrm_folder(cache: Path | None = None) -> Path:
