@@ -37,7 +37,7 @@ bench-memory: setup ## memory of the preference trainers beside SFT's on the sam
 	.venv/bin/python -m eval.bench_memory
 
 bench-ppo: setup $(PEER)/.ready ## PPO side by side with TRL 1.12.0's and with GRPO: reward, memory, time; Linux
-	.venv/bin/python -m eval.bench_ppo --peer-python $(PEER)/bin/python
+	.venv/bin/python -m eval.bench_ppo --peer-python $(PEER)/bin/python $(ARGS)
 
 bench-judge: setup ## a judge's warm cache, and how long a step waits for a slow judge
 	.venv/bin/python -m eval.bench_judge

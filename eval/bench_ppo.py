@@ -48,6 +48,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK, GROUP, MAX_LENGTH, EPOCHS, KL_COEFFICIENT, MISSING_END_PENALTY = 16, 8, 96, 4, 0.05, 1.0
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SEEDS, RATES, VALUE_RATE = (1, 2, 3), (5e-3, 2e-3, 1e-3), 5
+PARTS = ("cost", "learning")
 TURNS = ("ours", "trl", "grpo", "trl", "ours")
 LESSON = {"updates": 15, "micro_batch": 80, "tokens": 4}  # of the nano model
 # What is compared, whose, with whose, and the largest ratio of the two.
@@ -273,9 +274,12 @@ def _run(python: str, program: str, *arguments: str) -> Any:
     return run_offline(HEAD + program, *arguments, python=python, ACCELERATE_MIXED_PRECISION="bf16")
 
 
-def measure(peer_python: str) -> dict[str, Any]:
-    """Run every contender. Returns "about" this machine, "cost" ({contender: `Cost` of each turn}), "right" ({contender
-    at a learning rate: right answers of each seed}) and "failed"."""
+def measure(peer_python: str, parts: Sequence[str]) -> dict[str, Any]:
+    """Run every contender in `parts`, of `PARTS`.
+
+    Returns "about" this machine, "cost" ({contender: `Cost` of each turn}), "right" ({contender at a learning rate: right
+    answers of each seed}) and "failed".
+    """
     cost: dict[str, list[Cost]] = defaultdict(list)
     right: dict[str, list[int]] = defaultdict(list)
     failed: list[str] = []
@@ -302,9 +306,9 @@ def measure(peer_python: str) -> dict[str, Any]:
                 print(f"{name} failed:\n{error}", flush=True)
                 failed.append(name)
 
-        for name in TURNS:
+        for name in TURNS if "cost" in parts else ():
             run(name, name, "endless")
-        for seed in SEEDS:
+        for seed in SEEDS if "learning" in parts else ():
             for rate in RATES:
                 run(f"ours at {rate}", "ours", "nano", learning_rate=rate, seed=seed, **LESSON)
                 run(f"trl at {rate}", "trl whole", "nano", learning_rate=rate, seed=seed, **LESSON)
@@ -354,18 +358,23 @@ def main() -> int:
     """Print the table and write it to eval/results/; 0 where every bar is met, 1 where one is missed or unmeasured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
+    parser.add_argument("--only", choices=PARTS, help="measure one part, and keep what today's file has of the other")
     args = parser.parse_args()
     if not (ROOT / args.peer_python).exists():
         parser.error(f"there is no {args.peer_python}: `make bench-ppo` makes it")
     if not Path("/proc/self/clear_refs").exists():
         parser.error("this reads the peak of memory from /proc, which only Linux has")
 
-    found = measure(str(ROOT / args.peer_python))
+    found = measure(str(ROOT / args.peer_python), [args.only] if args.only else PARTS)
     about, cost, right = found["about"], found["cost"], found["right"]
+    path = results_path(about["machine"], "ppo")
+    if args.only and path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        right = right or earlier["right"]
+        cost = cost or {name: [Cost(**own) for own in turns] for name, turns in earlier["cost"].items()}
     judged = judge(right, cost)
     print(f"\n{about['machine']}; resident memory in MiB, medians in seconds")
     print(table(right, cost, judged))
-    path = results_path(about["machine"], "ppo")
     figures = {
         "right": right,
         "cost": {name: [asdict(own) for own in turns] for name, turns in cost.items()},
