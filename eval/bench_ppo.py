@@ -277,8 +277,8 @@ def _run(python: str, program: str, *arguments: str) -> Any:
 def measure(peer_python: str, parts: Sequence[str]) -> dict[str, Any]:
     """Run every contender in `parts`, of `PARTS`.
 
-    Returns "about" this machine, "cost" ({contender: `Cost` of each turn}), "right" ({contender at a learning rate: right
-    answers of each seed}) and "failed".
+    Returns "about" this machine, "cost" ({contender: `Cost` of each turn}), "right" ({contender at a learning rate:
+    right answers of each seed}) and "failed".
     """
     cost: dict[str, list[Cost]] = defaultdict(list)
     right: dict[str, list[int]] = defaultdict(list)
