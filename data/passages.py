@@ -2,6 +2,8 @@
 
 import logging
 import re
+from collections.abc import Iterator
+from typing import Any
 
 # A full stop after one of these, or after a single letter ("J. R.", "U.S.", "c."), ends no sentence.
 _ABBREVIATION = "Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Rev|Gen|Col|Capt|Lt|Sgt|Gov|Sen|Hon|No|vs|ca|Inc|Ltd|Co|Corp|approx"
@@ -66,18 +68,26 @@ def ranking(passages: list[str], question: str) -> list[int]:
     >>> ranking(["The margin fell.", "The cash is safe."], "How much cash is there?")
     [1, 0]
     """
+    (found,) = bm25_scores(passages, [question])
+    return list(range(len(passages))) if found is None else (-found).argsort(kind="stable").tolist()
+
+
+def bm25_scores(passages: list[str], questions: list[str], stopwords: str = "") -> Iterator[Any]:
+    """For each question the BM25 score of every passage, an array; None where they share no word, or there is none.
+
+    One index serves all questions. `stopwords` names a list of bm25s ("english"); "" leaves no word out.
+    """
     import bm25s
 
-    # The library sets its logger to DEBUG and logs every index that it builds, one for each question here.
+    # The library sets its logger to DEBUG and logs every index that it builds.
     logging.getLogger("bm25s").setLevel(logging.WARNING)
-    words = bm25s.tokenize(passages, stopwords=[], show_progress=False)
-    (asked,) = bm25s.tokenize([question], stopwords=[], return_ids=False, show_progress=False)
-    shared = [word for word in asked if word in words.vocab]
-    if not shared:  # also where there is no passage or no word at all, which the index does not take
-        return list(range(len(passages)))
+    words = bm25s.tokenize(passages, stopwords=stopwords or [], show_progress=False)
     index = bm25s.BM25()
-    index.index(words, show_progress=False)
-    return (-index.get_scores(shared)).argsort(kind="stable").tolist()
+    if words.vocab:
+        index.index(words, show_progress=False)
+    for asked in bm25s.tokenize(questions, stopwords=stopwords or [], return_ids=False, show_progress=False):
+        shared = [word for word in asked if word in words.vocab]
+        yield index.get_scores(shared) if shared else None
 
 
 def best_first(passages: list[str], question: str) -> list[str]:
