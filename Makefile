@@ -8,7 +8,7 @@ PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --
 READY  := .venv/.ready-$(DEVICE)
 PEER   := .venv-trl112
 
-.PHONY: help setup demo test test-real setup-vllm test-vllm bench bench-memory bench-ppo bench-judge lint lock clean
+.PHONY: help setup demo test test-real setup-vllm test-vllm bench bench-memory bench-ppo bench-judge card lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ bench-ppo: setup $(PEER)/.ready ## PPO side by side with TRL 1.12.0's and with G
 
 bench-judge: setup ## a judge's warm cache, and how long a step waits for a slow judge
 	.venv/bin/python -m eval.bench_judge
+
+card: setup $(PEER)/.ready ## what every method costs on this machine, beside plain TRL; ARGS="…" adds arguments; Linux
+	.venv/bin/python -m eval.card --peer --peer-python $(PEER)/bin/python $(ARGS)
 
 lint: setup ## style, format and types
 	.venv/bin/python -m ruff check .

@@ -7,6 +7,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, which afterwards holds all of it or what it held before.
@@ -37,8 +39,13 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def results_folder(machine: str, root: Path = RESULTS) -> Path:
+    """Where the figures of this kind of machine are kept, eval/results/<machine>/; makes the folder."""
+    folder = root / re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def results_path(machine: str, what: str) -> Path:
     """Where today's figures of a benchmark are kept, eval/results/<machine>/<date>-<what>.json; makes the folder."""
-    folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{date.today().isoformat()}-{what}.json"
+    return results_folder(machine) / f"{date.today().isoformat()}-{what}.json"

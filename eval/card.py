@@ -1,0 +1,431 @@
+"""The cost card: does every method run on this card, does it fit, and how long does a step take?
+
+    python -m eval.card                                                # without a GPU: shape "tiny", every method
+    python -m eval.card --shapes llama-3.1-8b phi-4 --methods sft grpo --peer
+    python -m eval.card --resume                                       # goes on where --minutes or a kill stopped it
+    python -m eval.card --learn --minutes 25                           # two recipes, before and after, on SmolLM2
+    python -m eval.card --table                                        # writes the README's tables from all results
+
+It needs no download: models of a shape are made on the spot with random weights, in NF4 where the recipe quantises, for
+speed, memory, dtypes and kernels do not depend on training. A row is a method on a shape. Processes of its own, one
+after another, make its steps with the recipe's own trainer and config (eval/card_row.py):
+
+1. ours: warm-up steps, timed steps, the adapter saved; then steps with each kind of work doubled
+2. with --peer, plain TRL and PEFT, on a GPU with bitsandbytes: the same model, rows, batch, lengths and precision. On a
+   CPU, where TRL 1.15 does not train, and for PPO, which it no longer has, TRL 1.12.0 in an environment of its own
+3. ours again: the adapter loaded, its logits compared with those before it was saved and, with --peer, the steps timed
+   once more, so that a machine that slows down for a while slows both
+
+A row that fails says why and ends nothing else. Rows are kept in eval/results/<card>/<date>.json as they are measured,
+by method, shape, bits, precision and engine of rollouts: a new measurement takes the place of today's older one. Peak
+memory is what PyTorch reserved on a GPU, elsewhere the most that was resident. What a row reaches of the machine is a
+share of a large bf16 matrix product and, in rollouts, of a large copy, measured in the same call.
+
+No GPU has run this yet.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from eval.card_row import METHODS, ROLLS_OUT, Job
+from eval.card_table import describe, key, print_table, write_readme
+from eval.files import RESULTS, results_folder, write_json_atomic
+from eval.metrics import verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 1800  # seconds after which a process hangs, most likely
+MIB_IN_GIB = 1024
+# As commands: rewards, data and eval import nothing of the recipes.
+ASK = """
+import json, sys
+from recipes.common import machine, shapes, smollm2
+try:
+    shapes = [shapes.by_name(name).alias for name in sys.argv[1:]]
+except ValueError as error:
+    sys.exit(print(json.dumps({"error": str(error)})))
+print(json.dumps({
+    "shapes": shapes, "gpu": machine.has_gpu(), "vllm": machine.has_vllm(), "machine": machine.describe(),
+    "git_commit": machine.git_commit(), "versions": machine.versions(), "cache": str(smollm2.cache_root()),
+}))
+"""
+MAKE = """
+import sys
+from pathlib import Path
+from recipes.common.shapes import by_name, random_folder
+print(random_folder(by_name(sys.argv[1]), Path(sys.argv[2]), in_4bit=sys.argv[3] == "4"))
+"""
+CEILINGS = "import json; from eval.card_row import ceilings; print(json.dumps(ceilings()))"
+MEASURE = (
+    "import sys; from recipes import {recipe} as recipe; from eval.card_row import measure; "
+    "measure(recipe, sys.argv[1]{trainer})"
+)
+OWN_PPO = "import unsloth; from recipes.common.ppo import PPOTrainer; "
+LEARN = """
+import sys
+from dataclasses import replace
+from recipes import {recipe} as recipe
+from recipes.common.machine import quiet_libraries
+quiet_libraries()
+folder, hours, resume = sys.argv[1:]
+recipe.main(replace(recipe.ON_CPU, output_dir=folder, max_hours=float(hours), resume=resume == "resume"))
+"""
+LEARNERS = {"gsm8k_grpo": 0.7, "ultrafeedback_dpo": 1.0}  # and the share of the time that is left which each may take
+
+
+class Failed(Exception):
+    """A process that did not do what it was asked, with the reason on a line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of the card is of."""
+
+    method: str
+    shape: str
+    bits: int
+    half: str
+    rollouts: str | None
+    """The engine, "model" or "vllm"; None where a method has no rollouts"""
+
+    @property
+    def recipe(self) -> str:
+        return METHODS[self.method].recipe
+
+
+def planned(args: argparse.Namespace, about: dict[str, Any]) -> list[Row]:
+    """The rows that are asked for, in their order."""
+    bits = args.bits or (4 if about["gpu"] else 16)
+
+    def engines(method: str) -> Sequence[str | None]:
+        if method not in ROLLS_OUT:
+            return [None]
+        # vLLM has no 4-bit kernels on a CPU.
+        with_vllm = method == "grpo" and about["vllm"] and (about["gpu"] or bits == 16)
+        return ["model", "vllm"] if with_vllm else ["model"]
+
+    return [
+        Row(method, shape, bits, half, engine)
+        for shape in about["shapes"]
+        for method in args.methods
+        for half in args.half
+        for engine in engines(method)
+    ]
+
+
+class Card:
+    """A call of this command: what it knows of the machine, and the file that it adds rows to."""
+
+    def __init__(self, args: argparse.Namespace, about: dict[str, Any]) -> None:
+        self.args, self.about, self.began = args, about, time.monotonic()
+        folder = results_folder(about["machine"], args.results)
+        dated = sorted(path for path in folder.glob("*.json") if re.fullmatch(r"\d{4}-\d\d-\d\d", path.stem))
+        self.path = dated[-1] if args.resume and dated else folder / f"{date.today().isoformat()}.json"
+        self.kept: dict[str, Any] = {"machine": about["machine"], "ceilings": None, "rows": [], "learned": []}
+        if self.path.exists():
+            self.kept = json.loads(self.path.read_text(encoding="utf-8"))
+        self.scratch = Path(about["cache"]) / "card"
+
+    def keep(self, kind: str, entry: dict[str, Any]) -> None:
+        """Put `entry` among the "rows" or "learned", in place of an older one of the same."""
+        others = [one for one in self.kept[kind] if key(one) != key(entry)]
+        self.kept[kind] = [*others, entry]
+        write_json_atomic(self.path, self.kept)
+
+    def out_of_time(self) -> bool:
+        return time.monotonic() - self.began > 60 * self.args.minutes
+
+    def stamp(self) -> dict[str, Any]:
+        about = self.about
+        return {"date": date.today().isoformat(), "git_commit": about["git_commit"], "versions": about["versions"]}
+
+    # Costs
+
+    def missing(self, rows: Sequence[Row]) -> list[Row]:
+        """Those that --resume still has to measure: not in the file or, with --peer, without a peer there."""
+        if not self.args.resume:
+            return list(rows)
+        there = {key(row) for row in self.kept["rows"] if row.get("peer") or not self.args.peer or row["failed"]}
+        return [row for row in rows if key(asdict(row)) not in there]
+
+    def run(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Measure what is missing while there is time; returns the entries of `rows` that there are."""
+        missing = self.missing(rows)
+        print(f"{len(rows)} rows on {self.about['machine']}, {len(rows) - len(missing)} of them there already")
+        if missing and os.getloadavg()[0] > 0.5:
+            print(
+                f"Other work keeps {os.getloadavg()[0]:.1f} cores busy: these figures will be worse than the machine's."
+            )
+        try:
+            if missing:
+                self.kept["ceilings"] = json.loads(_process(CEILINGS))
+            for number, row in enumerate(missing):
+                if self.out_of_time():
+                    print(f"Stopped after {self.args.minutes:g} minutes with {len(missing) - number} rows to go: "
+                          "the same command with --resume goes on.")  # fmt: skip
+                    break
+                began = time.monotonic()
+                entry = self.measure(row)
+                self.keep("rows", entry)
+                print(f"{describe(entry)}, {time.monotonic() - began:.0f} s", flush=True)
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)  # models of several GiB
+        asked = {key(asdict(row)) for row in rows}
+        return [entry for entry in self.kept["rows"] if key(entry) in asked]
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """One row: its turns, and what they found."""
+        entry: dict[str, Any] = {**asdict(row), "recipe": row.recipe, **self.stamp(), "failed": None, "peer": None}
+        turns: dict[str, dict[str, Any]] = {}
+        with tempfile.TemporaryDirectory(prefix="card-") as work:
+            try:
+                model = _process(MAKE, row.shape, str(self.scratch), str(row.bits))
+                job = Job(
+                    method=row.method, shape=row.shape, model=model, folder=f"{work}/run", out=f"{work}/found.json",
+                    in_4bit=row.bits == 4, half=row.half, engine=row.rollouts or "model",
+                )  # fmt: skip
+                turns["ours"] = self.turn(job, grow=True)
+                in_turn = self.args.peer and row.rollouts != "vllm"  # for which TRL has no peer on a CPU
+                if in_turn:
+                    turns["peer"] = self.peer(job)
+                turns["again"] = self.turn(job, reload=True, train=in_turn, engine="model")
+            except Failed as error:
+                return entry | {"failed": str(error)}
+        return entry | figures(turns, self.kept["ceilings"])
+
+    def turn(self, job: Job, *, python: str = sys.executable, **changes: Any) -> dict[str, Any]:
+        """A process of `job` with `changes`; what it found."""
+        job = Job(**{**asdict(job), **changes})
+        own_ppo = job.method == "ppo" and not job.trl
+        program = MEASURE.format(recipe=METHODS[job.method].recipe, trainer=", PPOTrainer" if own_ppo else "")
+        # TRL's PPO ignores `bf16`; whoever heeds it is told the same twice.
+        environment = {"ACCELERATE_MIXED_PRECISION": job.half} if job.trl else {}
+        _process(OWN_PPO * own_ppo + program, json.dumps(asdict(job)), python=python, environment=environment)
+        found = json.loads(Path(job.out).read_text(encoding="utf-8"))
+        if found["gpu"] != self.about["gpu"]:
+            raise Failed(f"the environment of {python} uses {'a' if found['gpu'] else 'no'} GPU")
+        return found
+
+    def peer(self, job: Job) -> dict[str, Any]:
+        """The peer's turn, or why there was none: our figures stand without it."""
+        on_its_own = self.about["gpu"] and job.method != "ppo"
+        try:
+            folder = f"{job.folder}-peer"
+            python = sys.executable if on_its_own else str(ROOT / self.args.peer_python)
+            return self.turn(job, trl=True, folder=folder, python=python)
+        except Failed as error:
+            return {"failed": str(error)}
+
+    # Learning
+
+    def learn(self) -> list[dict[str, Any]]:
+        """Run `LEARNERS` on SmolLM2 within the time; returns what is known of them."""
+        for recipe, share in LEARNERS.items():
+            runs = Path(self.args.output_dir) / recipe / "smollm2-135m"
+            newest = max(runs.glob("*/config.json"), default=None)
+            before = _results(newest.parent) if newest and self.args.resume else None
+            if not (before and before["complete"]):
+                hours = (self.args.minutes / 60 - (time.monotonic() - self.began) / 3600) * share
+                how = "resume" if self.args.resume and newest else "new"
+                try:
+                    _process(LEARN.format(recipe=recipe), self.args.output_dir, str(hours), how, shown=True)
+                except Failed as error:
+                    self.keep("learned", {"recipe": recipe, **self.stamp(), "failed": str(error)})
+                    continue
+                before = _results(max(runs.glob("*/config.json")).parent)
+            if before is None:
+                print(f"{recipe}: out of time before its last evaluation; the same command with --resume goes on.")
+            else:
+                self.keep("learned", learned(before))
+        return self.kept["learned"]
+
+
+def figures(turns: dict[str, dict[str, Any]], ceilings: dict[str, float]) -> dict[str, Any]:
+    """What a row's entry says beside what it is of, from what its processes found."""
+    ours, again, peer = turns["ours"], turns["again"], turns.get("peer")
+    seconds = ours["seconds"] + again["seconds"]
+    median = statistics.median(seconds)
+    rollout = ours["phases"]["rollout"]
+    entry = {
+        "work": ours["work"],
+        "seconds": seconds,
+        "seconds_per_step": round(median, 4),
+        **_rates(ours, median),
+        "phases": ours["phases"],
+        "memory_gib": _memory(ours),
+        "loss_finite": ours["loss_finite"],
+        "gradients_on_adapters_only": ours["gradients_on_adapters_only"],
+        "logits_difference": again["logits_difference"],
+        "growth": ours["growth"],
+        "share": {
+            "matmul": round(ours["flops"] / median / ceilings["matmul_flops"], 4),
+            "copy": round(ours["rollout_bytes"] / rollout / ceilings["copy_bytes"], 4) if rollout else None,
+        },
+    }
+    if peer and "failed" not in peer:
+        theirs = statistics.median(peer["seconds"])
+        memory = _memory(peer)
+        held = "allocated" if ours["gpu"] else "above_start"
+        peer = {
+            "versions": peer["versions"],
+            "seconds": peer["seconds"],
+            "seconds_per_step": round(theirs, 4),
+            **_rates(peer, theirs),
+            "memory_gib": memory,
+            "speed": round(_tokens(ours) / median / (_tokens(peer) / theirs), 3),
+            "memory": round(entry["memory_gib"][held] / memory[held], 3),
+        }
+    return entry | {"peer": peer}
+
+
+def _tokens(found: dict[str, Any]) -> float:
+    """Of a step: those written where completions are, else all."""
+    return found["written"] or found["tokens"]
+
+
+def _rates(found: dict[str, Any], seconds: float) -> dict[str, float | None]:
+    return {
+        "tokens_per_second": round(_tokens(found) / seconds, 1),
+        "completions_per_second": round(found["completions"] / seconds, 2) or None,
+    }
+
+
+def _memory(found: dict[str, Any]) -> dict[str, float | None]:
+    """Peaks in GiB; "above_start" is what was resident beyond the libraries, before a model was loaded."""
+    mib = {
+        "allocated": found["allocated_mib"],
+        "reserved": found["reserved_mib"],
+        "resident": found["resident_mib"],
+        "above_start": found["resident_mib"] - found["start_mib"],
+    }
+    return {name: None if value is None else round(value / MIB_IN_GIB, 3) for name, value in mib.items()}
+
+
+def learned(results: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe's results.json says of its stages and of the differences between them."""
+    measured = ("name", "n", "accuracy", "ci95", "sampled_reward", "sampled_reward_ci95")
+    same = ("recipe", "model", "date", "git_commit", "versions", "n", "complete", "steps", "command")
+    return {
+        **{name: results[name] for name in same},
+        "failed": None,
+        "minutes": round(sum(results["seconds"].values()) / 60, 1),
+        "stages": [{name: stage.get(name) for name in measured} for stage in results["stages"]],
+        "comparisons": [
+            {"from": one["from"], "to": one["to"], **one[one["measure"]], "verdict": verdict(one)}
+            for one in results["comparisons"]
+        ],
+    }
+
+
+def _results(folder: Path) -> dict[str, Any] | None:
+    """The results.json of a run's folder, where there is one."""
+    path = folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _process(
+    program: str,
+    *arguments: str,
+    python: str = sys.executable,
+    shown: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Run `program` offline; returns the last line that it printed, or prints all as it comes where it is `shown`.
+
+    Raises Failed with its last line of error, or what killed it.
+    """
+    offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    settings = {**os.environ, **offline, **(environment or {})}
+    pipes: dict[str, Any] = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        command = [python, "-c", program, *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=settings, text=True, timeout=TIMEOUT, **pipes)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"it was not done after {TIMEOUT // 60} minutes") from None
+    if done.returncode < 0:
+        raise Failed(f"it was killed by signal {-done.returncode}, for want of memory most likely")
+    if done.returncode:
+        lines = [line for line in (done.stderr or "").splitlines() if line.strip()]
+        raise Failed(lines[-1][:300] if lines else f"it ended with code {done.returncode}")
+    return ([""] if shown else done.stdout.splitlines() or [""])[-1]
+
+
+def sound(entry: dict[str, Any]) -> bool:
+    """Whether a row ended, learned with finite numbers, on its adapter alone, and that loads as it was saved."""
+    checks = not entry["failed"] and entry["loss_finite"] and entry["gradients_on_adapters_only"]
+    return bool(checks and entry["logits_difference"] == 0)
+
+
+def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", metavar="SHAPE", help="tiny, or aliases of recipes/common/models.py")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD",
+                        help=", ".join(METHODS))  # fmt: skip
+    parser.add_argument(
+        "--bits", type=int, choices=(4, 16), help="of the frozen weights: as the recipes here, 4 on a GPU"
+    )
+    parser.add_argument("--half", nargs="+", choices=("bf16", "fp16"), default=["bf16"], help="precision of training")
+    parser.add_argument("--peer", action="store_true", help="plain TRL in turn with ours")
+    parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no row is begun after so many")
+    parser.add_argument("--resume", action="store_true", help="leave out what the newest file of this machine has")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of all machines' results")
+    parser.add_argument("--learn", action="store_true", help="two recipes on SmolLM2 in place of the costs")
+    parser.add_argument("--output-dir", default="outputs/card", help="where runs of --learn go")
+    parser.add_argument("--table", action="store_true", help="write the README's tables, and measure nothing")
+    return parser, parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where every row and run did what it should; 1 where one did not; 2 for a mistake of the user's."""
+    from filelock import FileLock, Timeout
+
+    parser, args = parsed(arguments)
+    if args.table:
+        write_readme(ROOT / "README.md", args.results)
+        return 0
+    about = json.loads(_process(ASK, *(args.shapes or [])))
+    if "error" in about:
+        parser.error(about["error"])
+    about["shapes"] = about["shapes"] or ["llama-3.1-8b" if about["gpu"] else "tiny"]
+    if "fp16" in args.half and not about["gpu"]:
+        parser.error("--half fp16 needs a GPU: no method trains in it on a CPU")
+    if not Path("/proc/self/clear_refs").exists():
+        parser.error("this reads the peak of memory from /proc, which only Linux has")
+    if args.peer and not about["gpu"] and not (ROOT / args.peer_python).exists():
+        parser.error(f"there is no {args.peer_python}, which --peer needs: `make card` makes it")
+    cache = Path(about["cache"])
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(cache / "card.lock", timeout=0):  # two at once would measure each other
+            card = Card(args, about)
+            if args.learn:
+                entries = card.learn()
+                return 0 if entries and not any(entry["failed"] for entry in entries) else 1
+            entries = card.run(planned(args, about))
+    except Timeout:
+        parser.error("another cost card is being measured on this machine: wait until it is done")
+    except KeyboardInterrupt:
+        print("Interrupted; the same command with --resume goes on.")
+        return 130
+    print_table(entries)
+    print(f"\nIn {card.path}")
+    return 0 if all(map(sound, entries)) else 1
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the row's process too
+    raise SystemExit(main())
