@@ -1,8 +1,14 @@
 """What several tests share: Unsloth imported first, the tiny random model, and a nano model that can learn."""
 
+import gc
+import io
 import os
+import runpy
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from itertools import permutations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,12 +42,41 @@ def is_fast() -> Callable[[Callable[[], object]], bool]:
     return is_fast
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """Unsloth collects garbage thrice where it loads a model, and `Trainer.train` does: half a second each, with all
+    that is imported by now. So what is there when a file of tests starts is kept, and its own garbage goes at its end.
+    """
+    gc.freeze()
+    yield
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def unsloth() -> ModuleType:
     """Unsloth, whose import (8 s) makes TRL trainable on a CPU. For tests that train in this process."""
     import unsloth
 
+    gc.freeze()
     return unsloth
+
+
+@pytest.fixture(scope="session")
+def run_script(unsloth: ModuleType) -> Callable[..., str]:
+    """`run_script(name, *arguments)`: what a recipe prints that is started as from the command line, but here.
+
+    A process of its own would import Unsloth again; that it is imported first there, test_house.py asks every recipe.
+    """
+    recipes = Path(__file__).resolve().parents[1] / "recipes"
+
+    def run(name: str, *arguments: object) -> str:
+        script = str(recipes / f"{name}.py")
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+            patch.setattr(sys, "argv", [script, *map(str, arguments)])
+            runpy.run_path(script, run_name="__main__")
+        return printed.getvalue()
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -123,9 +158,19 @@ def preference_trainer(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def train_nano(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`train_nano(chats, steps) -> Nano`: a nano model trained from scratch on the answers of these conversations."""
-    return lambda chats, steps: pretrain(tmp_path_factory.mktemp("nano"), chats, steps)
+def repeater(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Nano:
+    """A nano model that repeats one of two digits below 8: the first after an 8 ("8 3 5 ?" is 3), the second after a 9.
+
+    Where it is not told ("3 5 ?"), it repeats either of them.
+    """
+
+    def chat(text: str, digit: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"{text} ?"}, {"role": "assistant", "content": str(digit)}]
+
+    pairs = list(permutations(range(8), 2))
+    told = [chat(f"{which} {pair[0]} {pair[1]}", pair[which - 8]) for which in (8, 9) for pair in pairs]
+    untold = [chat(f"{a} {b}", either) for a, b in pairs for either in (a, b)]
+    return pretrain(tmp_path_factory.mktemp("repeater"), told + untold, steps=150)
 
 
 @pytest.fixture(scope="session")

@@ -43,10 +43,8 @@ def examples(pairs: list[tuple[int, int]]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def spec(train_nano: Any) -> ModelSpec:
-    told = [chat(f"8 {a} {b}", a) for a, b in PAIRS] + [chat(f"9 {a} {b}", b) for a, b in PAIRS]
-    untold = [chat(f"{a} {b}", either) for a, b in PAIRS for either in (a, b)]
-    return resolve(str(train_nano(told + untold, steps=150).folder))
+def spec(repeater: Any) -> ModelSpec:
+    return resolve(str(repeater.folder))
 
 
 @pytest.fixture(scope="module")

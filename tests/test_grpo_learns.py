@@ -21,14 +21,16 @@ def constant_reward(completions: Sequence[Any], **kwargs: Any) -> list[float]:
     return [1.0] * len(completions)
 
 
-def train(nano: Any, model: Any, tokenizer: Any, reward: Callable[..., list[float]], folder: Path) -> Run:
-    """30 updates of 10 problems x 8 completions, through the recipe's config and the run folder."""
+def train(
+    nano: Any, model: Any, tokenizer: Any, reward: Callable[..., list[float]], folder: Path, *, steps: int
+) -> Run:
+    """`steps` updates of 10 problems x 8 completions, through the recipe's config and the run folder."""
     from trl import GRPOTrainer
 
     args = replace(
         gsm8k_grpo.ON_CPU,
         learning_rate=5e-3,
-        max_steps=30,
+        max_steps=steps,
         prompts_per_step=10,
         num_generations=8,
         output_dir=str(folder),
@@ -59,7 +61,7 @@ def adapter_of(model: Any) -> dict[str, torch.Tensor]:
 def test_grpo_raises_the_reward_far_beyond_noise(nano: Any, load_lora: Any, tmp_path: Path) -> None:
     model, tokenizer = load_lora(nano.folder)
     before = nano.solved(model, tokenizer)
-    run = train(nano, model, tokenizer, nano.successor_reward, tmp_path)
+    run = train(nano, model, tokenizer, nano.successor_reward, tmp_path, steps=30)
     after = nano.solved(model, tokenizer)
 
     assert before[0] / before[1] < 0.2
@@ -73,10 +75,10 @@ def test_grpo_raises_the_reward_far_beyond_noise(nano: Any, load_lora: Any, tmp_
 def test_a_reward_that_says_nothing_teaches_nothing(nano: Any, load_lora: Any, tmp_path: Path) -> None:
     model, tokenizer = load_lora(nano.folder)
     before, weights = nano.solved(model, tokenizer), adapter_of(model)
-    run = train(nano, model, tokenizer, constant_reward, tmp_path)
+    run = train(nano, model, tokenizer, constant_reward, tmp_path, steps=10)
     after = nano.solved(model, tokenizer)
 
-    assert [line["frac_reward_zero_std"] for line in run.metrics()] == [1.0] * 30
+    assert [line["frac_reward_zero_std"] for line in run.metrics()] == [1.0] * 10
     low, high = nano.interval(*before)
     assert low <= after[0] / after[1] <= high
     # Not even the optimiser's own noise: groups without a difference are groups without a gradient.

@@ -1,4 +1,4 @@
-"""The recipe as a user meets it: its help, its smoke run, its mistakes, and what a kill costs."""
+"""The recipe as a user meets it: its help, its smoke run and its mistakes. What a kill costs it: test_resume.py."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,11 @@ def test_smoke_opens_no_connection(smoke: Any) -> None:
 # Mistakes: one sentence, exit code 2, and nothing that looks finished
 
 
-def assert_one_sentence(done: subprocess.CompletedProcess[str], *, says: str) -> None:
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and re.search(says, errors[0]), done.stderr
+def assert_one_sentence(code: object, said: str, *, says: str) -> None:
+    assert code == 2, said
+    assert "Traceback" not in said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.search(says, errors[0]), said
 
 
 def assert_nothing_looks_finished(output: Path) -> None:
@@ -156,7 +157,7 @@ def assert_nothing_looks_finished(output: Path) -> None:
 )
 def test_a_mistake_is_one_sentence(arguments: list[str], says: str, tmp_path: Path) -> None:
     done = python(RECIPE, "--model", "smollm2-135m", *arguments, "--output-dir", tmp_path / "runs")
-    assert_one_sentence(done, says=says)
+    assert_one_sentence(done.returncode, done.stderr, says=says)
     assert_nothing_looks_finished(tmp_path)
 
 
@@ -165,74 +166,24 @@ def test_an_unwritable_folder_is_one_sentence(place: str, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     output = {"below a file": tmp_path / "file" / "runs", "where nothing can be made": Path("/proc/runs")}[place]
     done = python(RECIPE, "--source", "sample", "--model", "smollm2-135m", "--output-dir", output)
-    assert_one_sentence(done, says="cannot write .* name another --output-dir")
+    assert_one_sentence(done.returncode, done.stderr, says="cannot write .* name another --output-dir")
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path, nano: Any) -> None:
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, nano: Any, run_script: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
     """A cap on the size of a file, which needs no rights: a checkpoint's weights fit and torch's state does not."""
-    program = (
-        "import resource, runpy, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    done = python(
-        *("-c", program, RECIPE, "--model", nano.folder, "--source", "sample", "--output-dir", tmp_path / "runs"),
-        *("--lora-rank", 8, "--max-steps", 2, "--warmup-steps", 1, "--eval-problems", 4),
-        *("--prompts-per-step", 1, "--num-generations", 2, "--max-completion-length", 8),
-    )
-    assert_one_sentence(done, says="the disk is full.*--resume")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, unlimited[1]))
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_script(
+                *("gsm8k_grpo", "--model", nano.folder, "--source", "sample", "--output-dir", tmp_path / "runs"),
+                *("--lora-rank", 8, "--max-steps", 2, "--warmup-steps", 1, "--eval-problems", 4, "--rollouts", "model"),
+                *("--prompts-per-step", 1, "--num-generations", 2, "--max-completion-length", 8),
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert_one_sentence(end.value.code, capfd.readouterr().err, says="the disk is full.*--resume")
     assert_nothing_looks_finished(tmp_path)
     assert not (only_run(tmp_path / "runs") / "adapter").exists()
-
-
-# Kills
-
-
-@pytest.fixture(scope="module")
-def runs(nano: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of one finished run per scenario of resume_driver.py."""
-    output = tmp_path_factory.mktemp("runs")
-    done = python(ROOT / "tests" / "resume_driver.py", "gsm8k_grpo", nano.folder, output, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return output
-
-
-def training_of(run: Path) -> list[dict[str, Any]]:
-    """All that was logged of every step, but for the time it took and TRL's count of this session's tokens."""
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "step_time", "num_tokens")}
-        for line in read_jsonl(run / "metrics.jsonl")
-    ]
-
-
-def test_the_unbroken_run_has_something_to_compare(runs: Path) -> None:
-    run = only_run(runs / "unbroken")
-    lines = training_of(run)
-    assert [(line["phase"], line["step"]) for line in lines] == [
-        *(("warm start", step) for step in (1, 2)),
-        *(("grpo", step) for step in (1, 2, 3, 4)),
-    ]
-    assert all(line["loss"] > 1 for line in lines[:2])
-    # On policy, the loss of GRPO is 0 by construction: the gradient tells one run from another.
-    assert sum(line["grad_norm"] > 0.01 for line in lines[2:]) >= 2
-
-
-@pytest.mark.parametrize(
-    "scenario",
-    ["between_saves", "truncated_checkpoint", "during_save", "warming_up", "all_steps_made", "out_of_time"],
-)
-def test_a_resumed_run_ends_like_an_unbroken_one(runs: Path, scenario: str) -> None:
-    unbroken, resumed = only_run(runs / "unbroken"), only_run(runs / scenario)
-    assert training_of(resumed) == training_of(unbroken)
-    for file in ("adapter/adapter_model.safetensors", "completions.jsonl", "config.json"):
-        assert (resumed / file).read_bytes() == (unbroken / file).read_bytes(), file
-    results = read_json(resumed / "results.json")
-    assert results["complete"] is True and results["steps"] == {"made": 4, "planned": 4}
-    assert not (resumed / "checkpoints").exists()
-
-
-def test_results_of_a_run_out_of_time_say_so(runs: Path) -> None:
-    results = read_json(runs / "incomplete" / "results.json")
-    assert results["complete"] is False and results["steps"] == {"made": 1, "planned": 4}
-    assert (runs / "incomplete" / "checkpoints").exists()

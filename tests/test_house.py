@@ -1,7 +1,10 @@
 """House rules that a machine can check; each says why where it fails."""
 
 import ast
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -91,6 +94,30 @@ TRAINER_SIDE = {
     if relative(path).startswith("recipes/common/") and heavy_imports(path.read_text(encoding="utf-8"))
 }
 
+# Starts each recipe, and stops it where it comes to import Unsloth: which of the packages that this patches are there?
+STOP_AT_UNSLOTH = """
+import importlib, json, sys
+from dataclasses import replace
+
+class Reached(BaseException): ...
+
+class Guard:
+    def find_spec(self, name, *_):
+        if name == "unsloth":
+            raise Reached
+
+sys.meta_path.insert(0, Guard())
+early = {}
+for name in sys.argv[3:]:
+    recipe = importlib.import_module(f"recipes.{name}")
+    args = replace(recipe.ON_CPU, **{**recipe.SMOKE, "model": sys.argv[2]}, smoke=True, output_dir=sys.argv[1])
+    try:
+        recipe.main(args)
+    except Reached:
+        early[name] = sorted({"peft", "transformers", "trl"} & set(sys.modules))
+print("\\n" + json.dumps(early))
+"""
+
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_module_keeps_the_house_rules(path: Path) -> None:
@@ -111,6 +138,14 @@ def test_recipe_keeps_the_house_rules(path: Path) -> None:
     assert PATH_LINE in lines
     assert is_guarded(source)
     assert ast.get_docstring(ast.parse(source))
+
+
+def test_unsloth_is_imported_before_what_it_patches(tiny: Path, tmp_path: Path) -> None:
+    """Tests that run a recipe where Unsloth is imported already cannot show it."""
+    command = [sys.executable, "-c", STOP_AT_UNSLOTH, tmp_path, tiny, *(path.stem for path in RECIPES)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {path.stem: [] for path in RECIPES}
 
 
 def test_every_room_is_checked() -> None:

@@ -1,8 +1,7 @@
 """Both PPO recipes, sample to report, on the tiny random model: what a run keeps, who rewards it, what it is compared
-with, its mistakes, and what a kill costs."""
+with, and its mistakes. What a kill costs: test_resume.py."""
 
 import functools
-import gc
 import importlib
 import io
 import json
@@ -10,7 +9,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,14 +57,6 @@ class Finished:
 
     def records(self, stage: str) -> list[dict[str, Any]]:
         return [record for record in read_jsonl(self.folder / "completions.jsonl") if record["stage"] == stage]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections(unsloth: ModuleType) -> Iterator[None]:
-    """`Trainer.train` collects garbage, which takes a second once Unsloth is imported: what is there now is kept."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def start(name: str, output: Path, **changes: Any) -> Finished:
@@ -273,60 +264,3 @@ def test_prompts_that_are_all_too_long_are_one_sentence(name: str, tiny: Path, t
         start(name, tmp_path, model=str(tiny), reward=str(tiny_pairrm_folder()), max_prompt_length=4)
     assert explain(refused.value) == str(refused.value)
     assert not list(tmp_path.rglob("results.json")) and not list(tmp_path.rglob("report.html"))
-
-
-# Kills
-
-
-@pytest.fixture(scope="module")
-def runs(nano: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of one finished run per scenario of resume_driver.py."""
-    output = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "resume_driver.py", "ultrafeedback_ppo", nano.folder, output],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return output
-
-
-def training_of(run: Path) -> list[dict[str, Any]]:
-    """All that was logged of every update, but for the time it took and the count of this session's tokens."""
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "num_tokens")}
-        for line in read_jsonl(run / "metrics.jsonl")
-    ]
-
-
-def only_run(output: Path) -> Path:
-    (folder,) = output.glob("ultrafeedback_ppo/*/*")
-    return folder
-
-
-def test_the_unbroken_run_has_something_to_compare(runs: Path) -> None:
-    lines = training_of(only_run(runs / "unbroken"))
-    assert [(line["step"], line["minibatches"]) for line in lines] == [(step, 4) for step in (1, 2, 3, 4)]
-    assert len({line["kl_coefficient"] for line in lines}) == 4
-    assert all(line["grad_norm"] > 0.01 and line["value_loss"] > 0.01 for line in lines)
-    assert all(abs(line["kl"]) > 0.01 and line["explained_variance"] != 0 for line in lines[1:])
-
-
-@pytest.mark.parametrize("scenario", ["inside_updates", "all_steps_made", "out_of_time"])
-def test_a_resumed_run_ends_like_an_unbroken_one(runs: Path, scenario: str) -> None:
-    unbroken, resumed = only_run(runs / "unbroken"), only_run(runs / scenario)
-    assert training_of(resumed) == training_of(unbroken)
-    for file in ("adapter/adapter_model.safetensors", "completions.jsonl", "config.json"):
-        assert (resumed / file).read_bytes() == (unbroken / file).read_bytes(), file
-    results = json.loads((resumed / "results.json").read_text(encoding="utf-8"))
-    assert results["complete"] and results["steps"] == {"made": 4, "planned": 4}
-    assert not (resumed / "checkpoints").exists()
-
-
-def test_results_of_a_run_out_of_time_say_so(runs: Path) -> None:
-    results = json.loads((runs / "incomplete" / "results.json").read_text(encoding="utf-8"))
-    assert results["complete"] is False and results["steps"] == {"made": 1, "planned": 4}
-    assert (runs / "incomplete" / "checkpoints").exists()

@@ -6,8 +6,6 @@ import io
 import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -161,7 +159,7 @@ def test_the_last_kl_logged_is_that_of_the_last_stage(name: str, finished: Any) 
     assert (logged == pytest.approx(ours, rel=0.05)) == (method_of(name) != "kto")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [f"ultrafeedback_{method}" for method in METHODS])
 def test_a_run_that_was_stopped_ends_like_an_unbroken_one(name: str, finished: Any, tiny: Path, tmp_path: Path) -> None:
     stopped = start(name, tmp_path, model=str(tiny), max_hours=0.0)
     assert stopped.results["steps"] == {"made": 1, "planned": 3} and "goes on" in stopped.printed
@@ -276,8 +274,8 @@ def test_log_probabilities_of_the_reference_can_be_computed_beforehand(
 @pytest.mark.parametrize(
     ("name", "changes", "loss"),
     [
-        ("ultrafeedback_dpo", {"loss": "ipo"}, 25.0),  # (0 - 1 / (2 beta))^2, arXiv 2310.12036, equation 17
         ("ultrafeedback_dpo", {"sft_weight": 0.5}, math.log(2) + 0.5 * math.log(1024)),
+        # IPO's is (0 - 1 / (2 beta))^2, arXiv 2310.12036, equation 17
         ("webgpt_dpo", {"loss": "ipo", "sft_weight": 0.5}, 25.0 + 0.5 * math.log(1024)),
         ("ultrafeedback_simpo", {"sft_weight": 0.5}, math.log1p(math.exp(1.6)) + 0.5 * math.log(1024)),
     ],
@@ -302,15 +300,15 @@ def test_a_recipe_runs_over_4_bit_weights(name: str, finished: Any) -> None:
 # The judge
 
 
-def test_the_reward_model_judges_what_a_smoke_run_wrote(finished: Any, tmp_path: Path) -> None:
-    """As a user starts it: the run starts, stops, resumes and ends in a process of its own."""
-    judge = str(finished("ultrafeedback_reward").folder / "adapter")
-    command = [sys.executable, "recipes/ultrafeedback_dpo.py", "--smoke", "--judge", judge, "--output-dir", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("goes on") == 2 and "tuned over base responses: win rate" in done.stdout
+def test_the_reward_model_judges_what_a_smoke_run_wrote(
+    finished: Any, run_script: Callable[..., str], tmp_path: Path
+) -> None:
+    """As a user starts it: the run starts, stops, resumes and ends."""
+    judge = finished("ultrafeedback_reward").folder / "adapter"
+    printed = run_script("ultrafeedback_dpo", "--smoke", "--judge", judge, "--output-dir", tmp_path)
+    assert printed.count("goes on") == 2 and "tuned over base responses: win rate" in printed
     (folder,) = tmp_path.glob("ultrafeedback_dpo/*/*")
-    found = Finished(folder, done.stdout).results["win_rate"]
+    found = Finished(folder, printed).results["win_rate"]
     assert found["n"] == found["wins"] + found["ties"] + found["losses"] == 8
     assert found["order_disagreement"] in (None, 0.0)  # the rewards of either order are the same
     assert found["length_unit"] == "tokens" and found["before_mean_length"] > 0

@@ -1,13 +1,11 @@
-"""The RAG recipes, sample to report, on the tiny random model, which judges itself too; and as a user starts them."""
+"""The RAG recipes, sample to report, on the tiny random model: by the rules alone; and as users start them, judged."""
 
 import functools
 import importlib
-import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -44,25 +42,39 @@ class Finished:
         return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
 
 
+def start(name: str, *arguments: object) -> str:
+    """What a recipe prints in a process of its own, in which a judge brings transformers before Unsloth is imported."""
+    command = [sys.executable, f"recipes/{name}.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def finished(unsloth: ModuleType, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
-    """`finished(name, **changes)`: a run of a recipe with the sizes of `--smoke` and these arguments, made once."""
+def smoked(run_script: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished]:
+    """`smoked(name)`: a recipe's `--smoke` with a judge in this process, asked all that it can be; made once."""
 
     @functools.cache
-    def run(name: str, **changes: Any) -> Finished:
-        module, output = recipe(name), tmp_path_factory.mktemp(name)
-        args = replace(module.ON_CPU, **{**module.SMOKE, "model": str(tiny), "smoke": True, **changes})
-        with redirect_stdout(io.StringIO()) as printed:
-            module.main(replace(args, output_dir=str(output)))
+    def smoke(name: str) -> Finished:
+        output = tmp_path_factory.mktemp(name)
+        asked = get_args(recipe(name).JudgeReward)
+        run = start if name == RECIPES[0] else run_script
+        printed = run(name, "--smoke", "--judge-rewards", *asked, "--output-dir", output)
         (folder,) = output.glob(f"{name}/*/*")
-        return Finished(folder, printed.getvalue())
+        return Finished(folder, printed)
 
-    return run
+    return smoke
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs_whole_by_the_rules_alone(name: str, finished: Any) -> None:
-    run = finished(name, judge="none")
+def test_a_recipe_runs_whole_by_the_rules_alone(
+    name: str, unsloth: ModuleType, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = recipe(name)
+    args = replace(module.ON_CPU, **module.SMOKE, model=str(tiny), judge="none", output_dir=str(tmp_path))
+    module.main(args)
+    (folder,) = tmp_path.glob(f"{name}/*/*")
+    run = Finished(folder, capsys.readouterr().out)
     results = run.results
     assert results["complete"] and results["correct"] == "exact_match_reward"
     assert [stage["name"] for stage in results["stages"]] == ["before", "warm start", "after"]
@@ -79,10 +91,9 @@ def test_a_recipe_runs_whole_by_the_rules_alone(name: str, finished: Any) -> Non
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_all_judged_rewards_are_asked_and_told_beside_the_rules(name: str, finished: Any) -> None:
-    module = recipe(name)
-    run = finished(name, judge_rewards=get_args(module.JudgeReward))
-    judged = {make.__name__ for make in module.JUDGED}
+def test_all_judged_rewards_are_asked_and_told_beside_the_rules(name: str, smoked: Any) -> None:
+    run = smoked(name)
+    judged = {make.__name__ for make in recipe(name).JUDGED}
     assert judged <= set(run.results["beside"]) and len(judged) == 4
     scored = read_jsonl(run.folder / "completions.jsonl")[0]["scores"]
     assert scored.keys() == RULES | judged | ({"citation_reward"} if name in LABELLED else set())
@@ -119,9 +130,8 @@ def test_a_judge_that_is_not_there_is_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_smoke(name: str, tmp_path: Path) -> None:
-    """Starts, stops, resumes and ends in a process of its own, with a judge in that process."""
-    command = [sys.executable, f"recipes/{name}.py", "--smoke", "--output-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("goes on") >= 1 and "Report:" in done.stdout and "judge local" in done.stdout
+def test_smoke(name: str, smoked: Any) -> None:
+    """Starts, stops in each phase, resumes and ends."""
+    run = smoked(name)
+    assert run.results["complete"] and run.results["steps"] == {"made": 2, "planned": 2}
+    assert run.printed.count("goes on") == 2 and "Report:" in run.printed and "judge local" in run.printed

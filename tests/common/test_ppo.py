@@ -4,12 +4,11 @@ without padding, and what a run logs, keeps and resumes.
 Rollouts are mostly written by the test, in what a sampler returns, so that lengths, ends and scores are known.
 """
 
-import gc
 import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -37,14 +36,6 @@ FIGURES = {
     *("length", "truncated", "ungraded", "num_tokens", "ratio_error", "policy_loss", "value_loss"),
     *("clip_fraction", "value_clip_fraction", "approx_kl", "minibatches", "value_grad_norm"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections(unsloth: Any) -> Iterator[None]:
-    """`Trainer.train` collects garbage, which takes a second once Unsloth is imported: what is there now is kept."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def as_told(prompts: Sequence[Any], completions: Sequence[Any], score: Sequence[Any], **kwargs: Any) -> list[Any]:

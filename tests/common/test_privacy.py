@@ -23,16 +23,15 @@ import os, sys
 def refuse(event, args):
     if event in ("socket.connect", "socket.getaddrinfo"):
         os.write(1, f"{event} {args}\\n".encode())
+        if "posthog" in str(args):
+            os._exit(0)  # the last that can come; refused, it would try again for seconds
         raise OSError("refused by the test")
 
 sys.addaudithook(refuse)
 if sys.argv[1] == "quiet":
     import recipes.common
-    # Seven seconds of imports, so in this run only. Every TRL trainer calls this at the end of __init__.
-    from trl.trainer.base_trainer import send_telemetry
-else:
-    from huggingface_hub.utils import send_telemetry
 
+from huggingface_hub.utils import send_telemetry
 send_telemetry("trl/GRPOTrainer", library_name="trl")
 from huggingface_hub.utils import _telemetry
 _telemetry._TELEMETRY_QUEUE.join()
@@ -86,3 +85,12 @@ def test_no_ping_leaves_the_process(tmp_path):
         assert run.returncode == 0, run.stderr
     assert "huggingface.co" in runs["as_shipped"].stdout and "posthog.com" in runs["as_shipped"].stdout
     assert runs["quiet"].stdout == ""
+
+
+@pytest.mark.usefixtures("unsloth")  # before trl
+def test_trl_calls_home_through_the_hub():
+    """What every trainer calls at the end of `__init__` is the function that the test above calls."""
+    import huggingface_hub.utils
+    from trl.trainer import base_trainer
+
+    assert base_trainer.send_telemetry is huggingface_hub.utils.send_telemetry

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from eval import card, card_row, card_table
 from eval.card_row import LOGP, PHASES, Phases
 from eval.files import RESULTS
+from eval.metrics import compare, summarise
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "eval.card", "--methods", "sft", "ppo", "--shapes", "tiny"]
@@ -29,19 +31,25 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def kill(folder: Path, moment: Callable[[str], object], later: float = 0, *arguments: str) -> None:
+    """Start the command, and kill it so many seconds after the `moment` has come, which reads what was printed."""
+    log = folder / "log"
+    with log.open("w") as out:
+        started = subprocess.Popen([*COMMAND, "--results", str(folder), *arguments], cwd=ROOT, stdout=out, stderr=out)
+    while started.poll() is None and not moment(log.read_text()):
+        time.sleep(0.1)
+    time.sleep(later)
+    assert started.poll() is None, log.read_text()
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+
+
 def test_rows_that_were_killed_are_resumed_and_none_is_lost_or_made_twice(tmp_path: Path) -> None:
     stopped = run("--results", str(tmp_path), "--minutes", "0")
     assert "Stopped after 0 minutes with 2 rows to go" in stopped.stdout
 
-    log = tmp_path / "log"
-    with log.open("w") as out:
-        started = subprocess.Popen([*COMMAND, "--results", str(tmp_path)], cwd=ROOT, stdout=out, stderr=out)
-        while started.poll() is None and not list(tmp_path.glob("*/*.json")):
-            time.sleep(0.2)
-        time.sleep(5)  # into the second row
-        assert started.poll() is None, log.read_text()
-        os.kill(started.pid, signal.SIGKILL)
-        started.wait()
+    kill(tmp_path, lambda log: list(tmp_path.glob("*/*.json")))  # between the rows
+    kill(tmp_path, lambda log: "ppo, tiny: the recipe" in log, 6, "--resume")  # inside the second
     (first,) = results_of(tmp_path)["rows"]
     assert first["method"] == "sft"
 
@@ -118,7 +126,7 @@ def test_a_process_says_why_it_failed(program: str, reason: str) -> None:
 
 def test_rows_are_planned_with_and_without_vllm() -> None:
     args = card.parsed(["--methods", "grpo", "ppo", "--half", "bf16", "fp16"])[1]
-    about = {"shapes": ["tiny"], "gpu": True, "vllm": True}
+    about = {"shapes": ["tiny"], "half": "bf16", "gpu": True, "vllm": True}
     planned = [(row.method, row.bits, row.half, row.rollouts) for row in card.planned(args, about)]
     assert planned == [
         ("grpo", 4, "bf16", "model"), ("grpo", 4, "bf16", "vllm"), ("grpo", 4, "fp16", "model"),
@@ -148,7 +156,7 @@ FOUND = {
     "written": 200.0, "start_mib": 1024, "resident_mib": 3072, "allocated_mib": None, "reserved_mib": None,
     "loss_finite": True, "gradients_on_adapters_only": True, "logits_difference": None,
     "growth": {"length": {"seconds": 2.0}, "batch": {"failed": "OutOfMemoryError: no"}},
-    "work": {"length": 1, "batch": 2}, "flops": 4e9, "rollout_bytes": 1e9, "gpu": False, "versions": {"trl": "1.12.0"},
+    "work": {"length": 1, "batch": 2}, "flops": 4e9, "rollout_bytes": 1e9, "versions": {"trl": "1.12.0"},
 }  # fmt: skip
 CEILINGS = {"matmul_flops": 1e10, "copy_bytes": 4e9}
 
@@ -280,3 +288,51 @@ def test_gradients_belong_on_adapters() -> None:
     assert not check(model(base=1.0, lora_B=1.0))
     assert not check(model(base=None, lora_A=0.0, lora_B=0.0)), "nothing would be learned"
     assert not check(model(base=None))
+
+
+def results_json(solved_before: int, solved_after: int) -> dict[str, Any]:
+    """A run's results.json, as far as the card reads it, of 40 problems."""
+    stages = [
+        [
+            {
+                "stage": name, "kind": "greedy", "index": index, "sample": 0, "question": "?", "gold": "4",
+                "completion": "", "tokens": 10, "truncated": False, "reward": None,
+                "scores": {"correctness_reward": float(index < solved)},
+            }
+            for index in range(40)
+        ]
+        for name, solved in (("before", solved_before), ("after", solved_after))
+    ]  # fmt: skip
+    judged_by = {"correct": "correctness_reward", "format": None}
+    return {
+        "recipe": "gsm8k_grpo", "model": "smollm2-135m", "date": "2026-01-02", "git_commit": "c", "versions": {},
+        "n": 40, "complete": True, "steps": {"made": 3, "planned": 3}, "command": "python", "seconds": {"grpo": 90.0},
+        "stages": [summarise(records, **judged_by) for records in stages],
+        "comparisons": [compare(*stages, **judged_by)],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("after", "verdict"), [(30, "it learned"), (9, "no measurable change")])
+def test_what_a_run_learned_is_kept_with_its_interval(after: int, verdict: str, tmp_path: Path) -> None:
+    run = card.learned(results_json(8, after))
+    (comparison,) = run["comparisons"]
+    assert comparison["delta"] == pytest.approx((after - 8) / 40) and len(comparison["ci95"]) == 2
+    assert comparison["verdict"].endswith(verdict)
+    path = tmp_path / "2-cores" / "2026-01-02.json"
+    path.parent.mkdir()
+    kept = {"machine": "2 cores", "ceilings": None, "rows": [], "learned": [run]}
+    path.write_text(json.dumps(kept), "utf-8")
+    shown = card_table.tables(tmp_path).splitlines()[-1]
+    assert f"before 20.0% -> after {after / 40:.1%}" in shown and verdict in shown and "3 of 3 steps" in shown
+
+
+def test_a_run_is_judged_by_its_last_results(tmp_path: Path) -> None:
+    """A folder whose run is complete is not run again by --resume."""
+    for recipe in card.LEARNERS:
+        folder = tmp_path / "runs" / recipe / "smollm2-135m" / "20260102-000000"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}", "utf-8")
+        (folder / "results.json").write_text(json.dumps(results_json(8, 30) | {"recipe": recipe}), "utf-8")
+    found = the_card(tmp_path, "--resume", "--learn", "--output-dir", str(tmp_path / "runs")).learn()
+    assert [run["recipe"] for run in found] == [*card.LEARNERS]
+    assert results_of(tmp_path)["learned"] == found

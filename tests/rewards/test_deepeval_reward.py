@@ -188,8 +188,13 @@ def test_all_completions_of_a_step_are_judged_at_once(scripted, tmp_path):
     """How long that takes is eval/bench_judge.py's to say."""
     from rewards.judge import connect
 
-    server = scripted(lambda body: {"reason": "so", "score": 10})
-    server.delay = 0.5
+    together = threading.Barrier(16)  # nobody is answered before all have asked
+
+    def script(body):
+        together.wait(timeout=30)
+        return {"reason": "so", "score": 10}
+
+    server = scripted(script)
     judge = connect(server.address, cache=tmp_path)
     assert judge is not None
     reward = rag_correctness_reward(judge)

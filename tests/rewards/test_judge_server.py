@@ -34,8 +34,8 @@ REWARDS = {
     "answer_relevancy": deepeval.answer_relevancy_reward,
     "evidently_correctness": evidently.evidently_correctness_reward,
 }
-SLOW = 2.0  # seconds that a slow server takes, and how many a judge gives it
-TIMEOUT = 0.6
+SLOW = 1.0  # seconds that a slow server takes, and how many a judge gives it
+TIMEOUT = 0.4
 PATIENCE = 180.0  # seconds for a real reply, which takes two: other work may have the core
 RETRIES = 2
 FOR_EVER = 10**6
