@@ -19,7 +19,7 @@ after another, make its steps with the recipe's own trainer and config (eval/car
 A row that fails says why and ends nothing else. Rows are kept in eval/results/<card>/<date>.json as they are measured,
 by method, shape, bits, precision and engine of rollouts: a new measurement takes the place of today's older one. Peak
 memory is what PyTorch reserved on a GPU, elsewhere the most that was resident. What a row reaches of the machine is a
-share of a large bf16 matrix product and, in rollouts, of a large copy, measured in the same call.
+share of a large 16-bit matrix product and, in rollouts, of a large copy, measured in the same call.
 
 No GPU has run this yet.
 """
@@ -53,12 +53,16 @@ MIB_IN_GIB = 1024
 ASK = """
 import json, sys
 from recipes.common import machine, shapes, smollm2
+half = "bf16"
+if machine.has_gpu():
+    import torch
+    half = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
 try:
     shapes = [shapes.by_name(name).alias for name in sys.argv[1:]]
 except ValueError as error:
     sys.exit(print(json.dumps({"error": str(error)})))
 print(json.dumps({
-    "shapes": shapes, "gpu": machine.has_gpu(), "vllm": machine.has_vllm(), "machine": machine.describe(),
+    "shapes": shapes, "half": half, "gpu": machine.has_gpu(), "vllm": machine.has_vllm(), "machine": machine.describe(),
     "git_commit": machine.git_commit(), "versions": machine.versions(), "cache": str(smollm2.cache_root()),
 }))
 """
@@ -121,7 +125,7 @@ def planned(args: argparse.Namespace, about: dict[str, Any]) -> list[Row]:
         Row(method, shape, bits, half, engine)
         for shape in about["shapes"]
         for method in args.methods
-        for half in args.half
+        for half in args.half or [about["half"]]
         for engine in engines(method)
     ]
 
@@ -171,7 +175,7 @@ class Card:
             )
         try:
             if missing:
-                self.kept["ceilings"] = json.loads(_process(CEILINGS))
+                self.kept["ceilings"] = self.ceilings()
             for number, row in enumerate(missing):
                 if self.out_of_time():
                     print(f"Stopped after {self.args.minutes:g} minutes with {len(missing) - number} rows to go: "
@@ -186,6 +190,14 @@ class Card:
         asked = {key(asdict(row)) for row in rows}
         return [entry for entry in self.kept["rows"] if key(entry) in asked]
 
+    def ceilings(self) -> dict[str, float] | None:
+        """What `eval.card_row.ceilings` measures; None, with a line, where it fails."""
+        try:
+            return json.loads(_process(CEILINGS))
+        except Failed as error:
+            print(f"No shares of this machine: its ceilings could not be measured ({error})")
+            return None
+
     def measure(self, row: Row) -> dict[str, Any]:
         """One row: its turns, and what they found."""
         entry: dict[str, Any] = {**asdict(row), "recipe": row.recipe, **self.stamp(), "failed": None, "peer": None}
@@ -195,7 +207,7 @@ class Card:
                 model = _process(MAKE, row.shape, str(self.scratch), str(row.bits))
                 job = Job(
                     method=row.method, shape=row.shape, model=model, folder=f"{work}/run", out=f"{work}/found.json",
-                    in_4bit=row.bits == 4, half=row.half, engine=row.rollouts or "model",
+                    in_4bit=row.bits == 4, gpu=self.about["gpu"], half=row.half, engine=row.rollouts or "model",
                 )  # fmt: skip
                 turns["ours"] = self.turn(job, grow=True)
                 in_turn = self.args.peer and row.rollouts != "vllm"  # for which TRL has no peer on a CPU
@@ -209,15 +221,14 @@ class Card:
     def turn(self, job: Job, *, python: str = sys.executable, **changes: Any) -> dict[str, Any]:
         """A process of `job` with `changes`; what it found."""
         job = Job(**{**asdict(job), **changes})
+        whose = "plain TRL" if job.trl else "the recipe with its saved adapter" if job.reload else "the recipe"
+        print(f"{job.method}, {job.shape}: {whose} ...", flush=True)
         own_ppo = job.method == "ppo" and not job.trl
         program = MEASURE.format(recipe=METHODS[job.method].recipe, trainer=", PPOTrainer" if own_ppo else "")
         # TRL's PPO ignores `bf16`; whoever heeds it is told the same twice.
         environment = {"ACCELERATE_MIXED_PRECISION": job.half} if job.trl else {}
         _process(OWN_PPO * own_ppo + program, json.dumps(asdict(job)), python=python, environment=environment)
-        found = json.loads(Path(job.out).read_text(encoding="utf-8"))
-        if found["gpu"] != self.about["gpu"]:
-            raise Failed(f"the environment of {python} uses {'a' if found['gpu'] else 'no'} GPU")
-        return found
+        return json.loads(Path(job.out).read_text(encoding="utf-8"))
 
     def peer(self, job: Job) -> dict[str, Any]:
         """The peer's turn, or why there was none: our figures stand without it."""
@@ -253,8 +264,9 @@ class Card:
         return self.kept["learned"]
 
 
-def figures(turns: dict[str, dict[str, Any]], ceilings: dict[str, float]) -> dict[str, Any]:
+def figures(turns: dict[str, dict[str, Any]], ceilings: dict[str, float] | None) -> dict[str, Any]:
     """What a row's entry says beside what it is of, from what its processes found."""
+    on_gpu = turns["ours"]["allocated_mib"] is not None
     ours, again, peer = turns["ours"], turns["again"], turns.get("peer")
     seconds = ours["seconds"] + again["seconds"]
     median = statistics.median(seconds)
@@ -271,14 +283,16 @@ def figures(turns: dict[str, dict[str, Any]], ceilings: dict[str, float]) -> dic
         "logits_difference": again["logits_difference"],
         "growth": ours["growth"],
         "share": {
-            "matmul": round(ours["flops"] / median / ceilings["matmul_flops"], 4),
-            "copy": round(ours["rollout_bytes"] / rollout / ceilings["copy_bytes"], 4) if rollout else None,
+            "matmul": round(ours["flops"] / median / ceilings["matmul_flops"], 4) if ceilings else None,
+            "copy": round(ours["rollout_bytes"] / rollout / ceilings["copy_bytes"], 4)
+            if rollout and ceilings
+            else None,
         },
     }
     if peer and "failed" not in peer:
         theirs = statistics.median(peer["seconds"])
         memory = _memory(peer)
-        held = "allocated" if ours["gpu"] else "above_start"
+        held = "allocated" if on_gpu else "above_start"
         peer = {
             "versions": peer["versions"],
             "seconds": peer["seconds"],
@@ -377,7 +391,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     parser.add_argument(
         "--bits", type=int, choices=(4, 16), help="of the frozen weights: as the recipes here, 4 on a GPU"
     )
-    parser.add_argument("--half", nargs="+", choices=("bf16", "fp16"), default=["bf16"], help="precision of training")
+    parser.add_argument("--half", nargs="+", choices=("bf16", "fp16"), help="precision; bf16 where there is one")
     parser.add_argument("--peer", action="store_true", help="plain TRL in turn with ours")
     parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
     parser.add_argument("--minutes", type=float, default=9.0, help="no row is begun after so many")
@@ -401,10 +415,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "error" in about:
         parser.error(about["error"])
     about["shapes"] = about["shapes"] or ["llama-3.1-8b" if about["gpu"] else "tiny"]
-    if "fp16" in args.half and not about["gpu"]:
+    if "fp16" in (args.half or []) and not about["gpu"]:
         parser.error("--half fp16 needs a GPU: no method trains in it on a CPU")
-    if not Path("/proc/self/clear_refs").exists():
-        parser.error("this reads the peak of memory from /proc, which only Linux has")
+    if "bf16" in (args.half or []) and about["half"] == "fp16":
+        parser.error("--half bf16: this card computes in no bfloat16; leave it out")
+    if not Path("/proc/self/status").exists():
+        parser.error("this reads resident memory from /proc, which only Linux has")
     if args.peer and not about["gpu"] and not (ROOT / args.peer_python).exists():
         parser.error(f"there is no {args.peer_python}, which --peer needs: `make card` makes it")
     cache = Path(about["cache"])

@@ -12,6 +12,10 @@ What differs from the recipe as a user runs it, for either contender:
   model's answers earn: without either there would be no gradient
 - PPO's reward is a program. What PairRM takes is in eval/bench_pairrm.py
 - no checkpoints, and nothing is evaluated
+- the peer's adapter is in float32 where training is in fp16: TRL makes it bfloat16, whose gradients cannot be scaled
+
+Phases are told apart by who calls: what Unsloth differentiates within its loss counts as "log-probabilities", which is
+the whole forward pass and loss, and not as "backward".
 """
 
 import functools
@@ -19,6 +23,7 @@ import gc
 import json
 import math
 import os
+import resource
 import statistics
 import time
 from collections import defaultdict
@@ -28,12 +33,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eval.bench_memory import reset_peak, resident_mib
+from eval.bench_memory import resident_mib
 from eval.bench_ppo import distinct_words_reward, programmatic
 from eval.files import write_json_atomic
 
 WARM_UP, TIMED, GROWTH = 2, 4, 2  # steps that are not timed, that are, and that are of each doubling
 ENOUGH = 120  # seconds of training after which a process makes no further step, once one has been timed
+SLOW = 15  # seconds of a step from which on doubled ones are not warmed up, and one is timed
+SKIPPED = 12  # more steps of fp16, whose scale falls until no gradient overflows; those that overflow are not timed
 TINY_PROMPT = 64  # tokens of GRPO's prompts for shape "tiny"
 MIB, GIB = 2**20, 2**30
 LOGITS = "logits.safetensors"
@@ -98,6 +105,7 @@ class Job:
     folder: str
     out: str
     in_4bit: bool
+    gpu: bool = False
     half: str = "bf16"
     """Or fp16, as on a card that has no bfloat16"""
     engine: str = "model"
@@ -113,7 +121,7 @@ class Job:
 
 @dataclass
 class Found:
-    """What one process measured. Seconds are of each timed step; MiB are peaks since before the model was loaded."""
+    """What one process measured. Seconds are of each timed step, MiB are peaks until the last of them."""
 
     seconds: list[float] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
@@ -126,6 +134,7 @@ class Found:
     start_mib: int = 0
     """Resident after imports, when no model is loaded"""
     resident_mib: int = 0
+    """Most since the process began"""
     allocated_mib: int | None = None
     reserved_mib: int | None = None
     loss_finite: bool | None = None
@@ -139,7 +148,6 @@ class Found:
     """Of a step: two for each multiplication by a weight. Attention's own products are left out"""
     rollout_bytes: float = 0.0
     """Of weights that a step's rollouts read: all of them for each token in turn"""
-    gpu: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -187,8 +195,13 @@ def measure(recipe: Any, job_json: str, ppo_trainer: Any = None) -> None:
     job = Job(**json.loads(job_json))
     if not job.trl:
         import unsloth
+    import torch
 
-        if job.half == "fp16":  # what Unsloth finds on a card without bfloat16
+    if torch.cuda.is_available() != job.gpu:
+        raise RuntimeError(f"this Python's torch {torch.__version__} sees {'no' if job.gpu else 'a'} GPU")
+    if job.half == "fp16":  # then this is a card without bfloat16, for the recipes, for Unsloth and for TRL
+        torch.cuda.is_bf16_supported = lambda *_, **__: False
+        if not job.trl:
             unsloth.models._utils.SUPPORTS_BFLOAT16, unsloth.models._utils._BF16_BY_DEVICE = False, None
     row = Row(recipe, job, ppo_trainer)
     row.run_all()
@@ -206,7 +219,7 @@ class Row:
         self.recipe, self.job, self.ppo_trainer, self.method = recipe, job, ppo_trainer, METHODS[job.method]
         self.found = Found(versions={module.__name__: module.__version__ for module in (torch, transformers, trl)})
         self.rolls_out = job.method in ROLLS_OUT
-        self.gpu = self.found.gpu = torch.cuda.is_available()
+        self.gpu = job.gpu
         args = recipe.Args() if self.gpu else recipe.ON_CPU
         fixed: dict[str, Any] = {"model": job.model, "max_steps": WARM_UP + TIMED, "report_to": "none"}
         if hasattr(args, "adapter"):
@@ -221,8 +234,8 @@ class Row:
         own_settings = self.run.trainer_settings
 
         def settings(phase: str) -> dict[str, Any]:
-            halves = {"bf16": job.half == "bf16", "fp16": job.half == "fp16"}
-            return {**own_settings(phase), **halves, "save_strategy": "no", "use_cpu": not self.gpu}
+            # Plain TRL asks to be told that there is no GPU.
+            return {**own_settings(phase), "save_strategy": "no", "use_cpu": not self.gpu}
 
         self.run.trainer_settings = settings
 
@@ -273,19 +286,21 @@ class Row:
     def load_plain(self, classify: bool = False) -> tuple[Any, Any]:
         """By transformers and PEFT; to `classify`, with a head that writes one number."""
         import torch
-        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
         torch.manual_seed(self.args.seed)
         half = torch.bfloat16 if self.job.half == "bf16" else torch.float16
-        extra: dict[str, Any] = {"num_labels": 1} if classify else {}
+        config = AutoConfig.from_pretrained(self.job.model, **({"num_labels": 1} if classify else {}))
+        if self.job.in_4bit:
+            config.quantization_config["bnb_4bit_compute_dtype"] = str(half).removeprefix("torch.")
         model = (AutoModelForSequenceClassification if classify else AutoModelForCausalLM).from_pretrained(
-            self.job.model, dtype=half, device_map="cuda" if self.gpu else None, **extra
+            self.job.model, config=config, dtype=half, device_map="cuda" if self.gpu else None
         )
         tokenizer = AutoTokenizer.from_pretrained(self.job.model, padding_side="left" if self.rolls_out else "right")
         model.config.pad_token_id = tokenizer.pad_token_id
-        if self.job.in_4bit:
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=self.gpu)
+        if self.gpu:  # whose trainers recompute activations; not all of TRL's see to this
+            model.enable_input_require_grads()
         lora = LoraConfig(
             task_type="SEQ_CLS" if classify else "CAUSAL_LM", r=self.args.lora_rank, lora_alpha=self.args.lora_rank,
             lora_dropout=0.0, target_modules=list(self.spec.lora_targets),
@@ -297,16 +312,23 @@ class Row:
     def train(self, args: Any, found: Found, *, warm_up: int = WARM_UP, steps: int = TIMED) -> Any:
         """Build the trainer of `args`, make its steps and put what they took into `found`. Returns the clock."""
         phases = Phases(self.wait)
-        trainer, clock = self.trainer(replace(args, max_steps=warm_up + steps)), self.clock(phases, warm_up)
+        planned = warm_up + steps + (SKIPPED if self.job.half == "fp16" else 0)
+        trainer = self.trainer(replace(args, max_steps=planned))
+        clock = self.clock(phases, trainer.accelerator, warm_up, steps)
         trainer.add_callback(clock)
         for name, phase in METHODS_OF_TRAINERS.items():
             if hasattr(trainer, name):
                 setattr(trainer, name, phases.timed(phase, getattr(trainer, name)))
         trainer.accelerator.backward = phases.timed("backward", trainer.accelerator.backward)
         if self.job.trl:
+            if self.job.half == "fp16":
+                for parameter in filter(lambda one: one.requires_grad, self.model.parameters()):
+                    parameter.data = parameter.data.float()
             trainer.train()
         else:
             self.run.train(trainer)
+        if not clock.laps:
+            raise RuntimeError(f"each of {planned} steps overflowed in fp16")
         found.seconds = [round(sum(lap.values()), 4) for lap in clock.laps]
         found.phases = {name: round(statistics.mean(lap.get(name, 0.0) for lap in clock.laps), 4) for name in PHASES}
         found.loss_finite = all(map(math.isfinite, clock.losses)) if clock.losses else None
@@ -399,7 +421,7 @@ class Row:
         dataset = Dataset.from_dict({"input_ids": prompts})
         return PPOTrainer(config, self.tokenizer, self.model, None, judge, dataset, critic)
 
-    def clock(self, phases: Phases, warm_up: int) -> Any:
+    def clock(self, phases: Phases, accelerator: Any, warm_up: int, steps: int) -> Any:
         """A callback that takes a lap for each step after those that warm up, and looks at lengths, losses and, in
         those, gradients."""
         import transformers
@@ -414,7 +436,6 @@ class Row:
                 self.lengths: list[float] = []
                 self.losses: list[float] = []
                 self.on_adapters: list[bool] = []
-                optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's
                 if optimizer is not None:  # TRL's PPO shows none
                     optimizer.step = phases.timed("optimiser", optimizer.step)
                 phases.lap()
@@ -425,9 +446,9 @@ class Row:
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 lap, self.made = phases.lap(), self.made + 1
-                if self.made > warm_up:
+                if self.made > warm_up and not accelerator.optimizer_step_was_skipped:
                     self.laps.append(lap)
-                    if time.monotonic() - self.began > ENOUGH:
+                    if len(self.laps) == steps or time.monotonic() - self.began > ENOUGH:
                         control.should_training_stop = True
                 if os.getppid() != parent:  # killed: nobody waits for the figures of this process
                     os._exit(1)
@@ -437,7 +458,9 @@ class Row:
                 if length is not None:
                     self.lengths.append(length)
                 if "loss" in logs:
-                    self.losses += [logs["loss"], logs.get("grad_norm", 0.0)]
+                    self.losses.append(logs["loss"])
+                    if not accelerator.optimizer_step_was_skipped:
+                        self.losses.append(logs.get("grad_norm", 0.0))
 
         return Clock()
 
@@ -492,13 +515,13 @@ class Row:
     def doubled(self, changes: dict[str, int]) -> dict[str, Any]:
         """How many times as many seconds a step takes with `changes`, and on a GPU memory; or "failed" and why."""
         own, found = statistics.median(self.found.seconds), Found()
-        if own * 2 * (1 + GROWTH) > ENOUGH:
+        if own * 2 > ENOUGH:
             return {"failed": f"a step takes {own:.0f} s"}
+        warm_up, steps = (0, 1) if own > SLOW else (1, GROWTH)
         self.release()
         try:
-            self.train(replace(self.args, **changes), found, warm_up=1, steps=GROWTH)
+            self.train(replace(self.args, **changes), found, warm_up=warm_up, steps=steps)
         except Exception as error:  # of memory, most likely, and no reason to lose the rest
-            self.release()
             return {"failed": reason(error)}
         self.peaks(found)
         times = {"seconds": round(statistics.median(found.seconds) / own, 2)}
@@ -507,9 +530,8 @@ class Row:
         return times
 
     def release(self) -> None:
-        """Forget a trainer that is done with, and the peaks of its memory."""
+        """Forget a trainer that is done with and, on a GPU, the peaks of its memory."""
         gc.collect()
-        reset_peak()
         if self.gpu:
             import torch
 
@@ -517,7 +539,7 @@ class Row:
             torch.cuda.reset_peak_memory_stats()
 
     def peaks(self, found: Found) -> None:
-        found.resident_mib = resident_mib("VmHWM")
+        found.resident_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # KiB on Linux
         if self.gpu:
             import torch
 
@@ -554,7 +576,8 @@ class Row:
         ids = (torch.arange(64, device=self.model.device) * 37 % vocab).reshape(2, 32)
         self.model.eval()
         with torch.no_grad():
-            found = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            # Without a cache, for which Unsloth has other kernels: a trained model uses one, a loaded one does not.
+            found = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return (found if self.job.method == "reward" else found[:, -4:]).float().cpu().contiguous()
 
     def keep_logits(self) -> None:
@@ -588,13 +611,14 @@ def _said(role: str, words: int, start: int) -> dict[str, str]:
 
 
 def ceilings() -> dict[str, float]:
-    """What this machine reaches at most: FLOP/s of a large bf16 matrix product, and bytes/s of a large copy, those read
+    """What this machine reaches: FLOP/s of a large 16-bit matrix product, and bytes/s of a large copy, those read
     and those written."""
     import torch
 
     gpu = torch.cuda.is_available()
     device, size, elements = ("cuda", 8192, 2**31) if gpu else ("cpu", 2048, 2**28)
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    half = torch.float16 if gpu and torch.cuda.get_device_capability()[0] < 8 else torch.bfloat16
+    left, right = (torch.randn(size, size, device=device, dtype=half) for _ in range(2))
     source = torch.ones(elements, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
 

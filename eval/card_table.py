@@ -160,7 +160,7 @@ def tables(results: Path) -> str:
 
 def growth_sentence(rows: Sequence[Entry]) -> str:
     """How the time of a step grows with each kind of work, in one sentence."""
-    said = []
+    said: list[str] = []
     for what, words in KINDS.items():
         times = [row["growth"][what]["seconds"] for row in rows if "seconds" in row["growth"].get(what, {})]
         if times:

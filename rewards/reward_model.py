@@ -40,10 +40,11 @@ def load_trunk(source: str, *, revision: str | None = None, load_in_4bit: bool) 
     from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
     on_gpu = torch.cuda.is_available()
-    half = torch.bfloat16 if not on_gpu or torch.cuda.is_bf16_supported() else torch.float16
+    half = torch.bfloat16 if not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     config = AutoConfig.from_pretrained(source, revision=revision, num_labels=1)
     extra = {}
     if quantised := getattr(config, "quantization_config", None):  # its list of what stays in 16 bits has no "score"
+        quantised["bnb_4bit_compute_dtype"] = str(half).removeprefix("torch.")  # not that of who quantised it
         quantised["llm_int8_skip_modules"] = [*(quantised.get("llm_int8_skip_modules") or ["lm_head"]), "score"]
     elif load_in_4bit:
         extra["quantization_config"] = BitsAndBytesConfig(

@@ -99,7 +99,11 @@ def _prompt_learning(adapter: Adapter, spec: ModelSpec, virtual_tokens: int, see
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = weights_source(spec, load_in_4bit=False)
-    half = torch.bfloat16 if not machine.has_gpu() or torch.cuda.is_bf16_supported() else torch.float16
+    half = (
+        torch.bfloat16
+        if not machine.has_gpu() or torch.cuda.is_bf16_supported(including_emulation=False)
+        else torch.float16
+    )
     model = AutoModelForCausalLM.from_pretrained(
         source, revision=spec.revision, dtype=half, device_map="cuda" if machine.has_gpu() else None
     )

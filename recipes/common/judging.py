@@ -33,6 +33,7 @@ def connect(args: Any) -> Judge | None:
             model = args.model  # which `cli.start` has set to the tiny one
         spec = resolve(model or ("qwen2.5-1.5b" if machine.has_gpu() else default_alias(gpu=False)))
         model = weights_source(spec, load_in_4bit=False)
+        import unsloth  # noqa: F401 - before transformers, which the judge brings and this patches
     judge = llm_judge.connect(args.judge, model=model, cache=cache_root() / "judge", max_calls=args.judge_max_calls)
     if judge is not None:
         _try(judge)

@@ -261,7 +261,7 @@ class Run:
         """Fields of a trainer's config that are no choice of a recipe: seed, precision, logs, checkpoints."""
         import torch
 
-        bf16 = not machine.has_gpu() or torch.cuda.is_bf16_supported()
+        bf16 = not machine.has_gpu() or torch.cuda.is_bf16_supported(including_emulation=False)
         return {
             "output_dir": str(self.checkpoints(phase)),
             "seed": self.args.seed,
