@@ -1,5 +1,6 @@
 """What this machine is and has installed: read without importing torch, so that `--help` stays instant."""
 
+import ctypes
 import logging
 import os
 import platform
@@ -53,6 +54,18 @@ def quiet_libraries() -> None:
     ):  # absent optional kernels, retries
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def keep_freed_memory() -> None:
+    """Without a GPU, let glibc keep what a training step frees for the next one, from now on in this process.
+
+    By default it gives large blocks back to the system, which hands them out again zeroed and page by page.
+    """
+    if has_gpu() or platform.libc_ver()[0] != "glibc":
+        return
+    libc, (trim_threshold, mmap_max) = ctypes.CDLL(None), (-1, -4)  # of malloc.h
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_max, 0)
 
 
 def describe() -> str:

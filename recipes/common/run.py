@@ -298,6 +298,7 @@ class Run:
         if checkpoint and made >= planned:  # a trainer resumed after its last step would make one more
             self.load_adapter(str(checkpoint.relative_to(self.folder)), trainer.model)
         else:
+            machine.keep_freed_memory()
             with self.phase(phase):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             # Out of the trainer's autocast, so that it evaluates as it will when it is loaded from its folder.
