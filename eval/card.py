@@ -331,7 +331,7 @@ def _memory(found: dict[str, Any]) -> dict[str, float | None]:
 def learned(results: dict[str, Any]) -> dict[str, Any]:
     """What a recipe's results.json says of its stages and of the differences between them."""
     measured = ("name", "n", "accuracy", "ci95", "sampled_reward", "sampled_reward_ci95")
-    same = ("recipe", "model", "date", "git_commit", "versions", "n", "complete", "steps", "command")
+    same = ("recipe", "model", "date", "git_commit", "versions", "n", "complete", "steps")
     return {
         **{name: results[name] for name in same},
         "failed": None,

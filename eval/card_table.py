@@ -194,7 +194,8 @@ def _costs(row: Entry) -> tuple[str, ...]:
 
 def _learned(run: Entry) -> str:
     steps = " -> ".join(f"{stage['name']} {stage['accuracy']:.1%}" for stage in run["stages"])
-    last = run["comparisons"][-1]
+    # What the last phase gave: a warm start's share is its own.
+    last = next(one for one in run["comparisons"] if one["from"] == run["stages"][-2]["name"])
     return (
         f"{_linked(run['recipe'], run['recipe'])}, {run['machine']}, {run['minutes']:.0f} minutes, "
         f"{run['steps']['made']} of {run['steps']['planned']} steps, {run['date']}: {steps}; from {last['from']} to "

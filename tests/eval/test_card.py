@@ -306,7 +306,7 @@ def results_json(solved_before: int, solved_after: int) -> dict[str, Any]:
     judged_by = {"correct": "correctness_reward", "format": None}
     return {
         "recipe": "gsm8k_grpo", "model": "smollm2-135m", "date": "2026-01-02", "git_commit": "c", "versions": {},
-        "n": 40, "complete": True, "steps": {"made": 3, "planned": 3}, "command": "python", "seconds": {"grpo": 90.0},
+        "n": 40, "complete": True, "steps": {"made": 3, "planned": 3}, "seconds": {"grpo": 90.0},
         "stages": [summarise(records, **judged_by) for records in stages],
         "comparisons": [compare(*stages, **judged_by)],
     }  # fmt: skip
