@@ -39,7 +39,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "orpo": ("ultrafeedback_orpo", {"learning_rate": 5e-3}),
     "simpo": ("ultrafeedback_simpo", {"learning_rate": 5e-3}),
     # A new head has to find out first what the model knows.
-    "reward": ("ultrafeedback_reward", {"learning_rate": 1e-3, "max_steps": 200}),
+    "reward": ("ultrafeedback_reward", {"learning_rate": 1e-3, "max_steps": 400}),
 }
 
 
