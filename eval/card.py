@@ -174,13 +174,13 @@ class Card:
                 f"Other work keeps {os.getloadavg()[0]:.1f} cores busy: these figures will be worse than the machine's."
             )
         try:
-            if missing:
-                self.kept["ceilings"] = self.ceilings()
             for number, row in enumerate(missing):
                 if self.out_of_time():
                     print(f"Stopped after {self.args.minutes:g} minutes with {len(missing) - number} rows to go: "
                           "the same command with --resume goes on.")  # fmt: skip
                     break
+                if number == 0:
+                    self.kept["ceilings"] = self.ceilings()
                 began = time.monotonic()
                 entry = self.measure(row)
                 self.keep("rows", entry)
