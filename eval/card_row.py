@@ -4,8 +4,7 @@ Ours is the recipe: its model loading, its trainer config and `Run.train`. The p
 bitsandbytes, given the same config, model and rows; where that is no trainer of TRL any more, TRL 1.12.0's PPO. Nothing
 here imports a recipe: the command that starts the process hands one over, and every function that it uses.
 
-The recipe as it is: without a GPU that includes `machine.keep_freed_memory`, which plain TRL has not.
-What differs from it as a user runs it, for either contender:
+What differs from the recipe as a user runs it, for either contender:
 - every row is exactly as long as the recipe allows, and prompts of GRPO and PPO are half as long as it allows: no
   padding, and lengths known beforehand. Completions end at the length limit but where an untrained model happens to
   write its end token; tokens are counted as written
@@ -14,6 +13,8 @@ What differs from it as a user runs it, for either contender:
 - PPO's reward is a program. What PairRM takes is in eval/bench_pairrm.py
 - no checkpoints, and nothing is evaluated
 - the peer's adapter is in float32 where training is in fp16: TRL makes it bfloat16, whose gradients cannot be scaled
+
+Without a GPU the recipe also keeps what a step frees (`machine.keep_freed_memory`), and plain TRL does not.
 
 Phases are told apart by who calls: what Unsloth differentiates within its loss counts as "log-probabilities", which is
 the whole forward pass and loss, and not as "backward".
@@ -55,7 +56,6 @@ METHODS_OF_TRAINERS = {
     "_generate_and_score_completions": LOGP, "_stack": LOGP, "_differentiate": LOGP, "compute_loss": LOGP,
 }  # fmt: skip
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def measure(recipe: Any, job_json: str, ppo_trainer: Any = None) -> None:
         if not job.trl:
             unsloth.models._utils.SUPPORTS_BFLOAT16, unsloth.models._utils._BF16_BY_DEVICE = False, None
     row = Row(recipe, job, ppo_trainer)
-    row.run_all()
+    row.do()
     write_json_atomic(Path(job.out), asdict(row.found))
 
 
@@ -247,7 +247,7 @@ class Row:
 
             torch.cuda.synchronize()
 
-    def run_all(self) -> None:
+    def do(self) -> None:
         job, found = self.job, self.found
         self.release()
         found.start_mib = resident_mib("VmRSS")
@@ -340,7 +340,7 @@ class Row:
         """The trainer of the recipe, or TRL's for the peer, with rows of exactly the lengths that `args` allow."""
         recipe, run, method, tokenizer = self.recipe, self.run, self.job.method, self.tokenizer
         shared = {"processing_class": tokenizer}
-        if method in ROLLS_OUT:
+        if self.rolls_out:
             rows = self.prompts(args)
             return self.grpo(args, rows) if method == "grpo" else self.ppo(args, rows)
         pairs = self.pairs(args)
@@ -430,10 +430,9 @@ class Row:
         row, parent = self, os.getppid()
 
         class Clock(transformers.TrainerCallback):
-            laps: list[dict[str, float]]
-
             def on_train_begin(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
-                self.laps, self.made, self.began = [], 0, time.monotonic()
+                self.made, self.began = 0, time.monotonic()
+                self.laps: list[dict[str, float]] = []
                 self.lengths: list[float] = []
                 self.losses: list[float] = []
                 self.on_adapters: list[bool] = []
