@@ -30,20 +30,20 @@ test-vllm: setup-vllm ## train and evaluate through vLLM
 	.venv/bin/python -m pytest -m vllm
 
 bench: setup $(PEER)/.ready ## time rewards and training steps side by side with bare TRL; ARGS="…" for the latter
-	$(PEER)/bin/python -m eval.bench_rewards
-	.venv/bin/python -m eval.bench_training --peer-python $(PEER)/bin/python $(ARGS)
+	$(PEER)/bin/python -m recipes.bench.reward_speed
+	.venv/bin/python -m recipes.bench.training_speed --peer-python $(PEER)/bin/python $(ARGS)
 
 bench-memory: setup ## memory of the preference trainers beside SFT's on the same tokens; Linux
-	.venv/bin/python -m eval.bench_memory
+	.venv/bin/python -m recipes.bench.pair_memory
 
 bench-ppo: setup $(PEER)/.ready ## PPO side by side with TRL 1.12.0's and with GRPO: reward, memory, time; Linux
-	.venv/bin/python -m eval.bench_ppo --peer-python $(PEER)/bin/python $(ARGS)
+	.venv/bin/python -m recipes.bench.ppo_cost --peer-python $(PEER)/bin/python $(ARGS)
 
 bench-judge: setup ## a judge's warm cache, and how long a step waits for a slow judge
-	.venv/bin/python -m eval.bench_judge
+	.venv/bin/python -m recipes.bench.judge_speed
 
 card: setup $(PEER)/.ready ## what every method costs on this machine, beside plain TRL; ARGS="…" adds arguments; Linux
-	.venv/bin/python -m eval.card --peer --peer-python $(PEER)/bin/python $(ARGS)
+	.venv/bin/python -m recipes.bench.card --peer --peer-python $(PEER)/bin/python $(ARGS)
 
 lint: setup ## style, format and types
 	.venv/bin/python -m ruff check .

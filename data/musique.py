@@ -22,8 +22,8 @@ and `supporting`.
 
 from typing import TYPE_CHECKING
 
+from data.evidence import rag_row
 from data.passages import titled
-from data.rag import rag_row
 from data.source import BadRow, LeftOut, Row, Spec, Split, field, read, text, texts
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ which passage does.
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from data.evidence import rag_row
 from data.passages import cut, titled
 from data.prompts import answer_messages, short_answer_messages
-from data.rag import rag_row
 from data.source import BadRow, Row, Spec, Split, field, read, text, texts
 
 if TYPE_CHECKING:

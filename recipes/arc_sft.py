@@ -10,7 +10,7 @@ Deviations from common practice and from TRL's defaults:
 
     python recipes/arc_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/arc_sft.py                                         # without a GPU: SmolLM2, our own rows
-    python -m eval.adapters --dataset arc                             # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset arc                             # all of them, side by side
 
 SmolLM2, two CPU cores, LoRA, 3 min, 4.7 GB, n = 120 of the real train rows, 2026-11-22: accuracy 25.0 -> 25.8 % (+0.8
 points, 95 % CI -10.0 to +11.7), which is chance; loss of the held-out answers 2.79 -> 0.47. It learnt to answer with a

@@ -13,7 +13,7 @@ The base model answers in sentences, which mostly score 0 by that rule, so part 
 
     python recipes/earnings_calls_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/earnings_calls_sft.py                                         # without a GPU: SmolLM2, our own rows
-    python -m eval.adapters --dataset earnings_calls                             # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset earnings_calls                             # all of them, side by side
 
 SmolLM2, one busy CPU core, LoRA, 20 steps, 4 min, n = 13 rows of our own, 2026-11-22: loss 2.41 -> 0.99 (-1.42, 95 % CI
 -1.63 to -1.20), accuracy 15.4 -> 23.1 %, chance. It learnt to give a figure alone. Real rows and a GPU: not yet.

@@ -12,7 +12,7 @@ a language model wrote and nobody checked, are further figures. BERTScore is lef
 
     python recipes/evolkit_sft.py --adapter full    # OPT-1.3B; or lora, qlora, dora, p-tuning, ...
     python recipes/evolkit_sft.py                   # without a GPU: SmolLM2, our own rows
-    python -m eval.adapters --dataset evolkit       # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset evolkit       # all of them, side by side
 
 SmolLM2, one CPU core, LoRA, 24 steps, 1 min, 2.7 GB, n = 16 rows of our own, 2026-11-22: perplexity 30.4 -> 21.5 (loss
 -0.35, 95 % CI -0.45 to -0.25), ROUGE-L 0.10 -> 0.16, cut off 56 -> 13 %. Shorter answers, no truer ones. OPT-1.3B, real

@@ -13,7 +13,7 @@ There is no single right answer: the held-out loss decides, and token F1 with th
 
     python recipes/factscore_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/factscore_sft.py                                         # without a GPU: SmolLM2, our own rows
-    python -m eval.adapters --dataset factscore                             # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset factscore                             # all of them, side by side
 
 SmolLM2, one CPU core, LoRA, 24 steps, 4 min, 6.2 GB, n = 16 rows of our own, 2026-11-22: loss 0.32 -> 0.05 (95 % CI of
 the difference -0.31 to -0.23), F1 0.38 -> 0.98. Before, it mixed up the people of its passages; after, it repeats the

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import gsm8k
 from eval.sampling import Reward, evaluate
 from recipes.common import cli, machine
-from recipes.common.models import ModelSpec, default_alias, repair_tokenizer, resolve, weights_source
+from recipes.common.model_table import ModelSpec
+from recipes.common.models import default_alias, repair_tokenizer, resolve, weights_source
 from recipes.common.rollouts import Choice, Rollouts, choose, engine_settings
 from recipes.common.run import Run
 from recipes.common.supervision import audit

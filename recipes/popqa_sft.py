@@ -12,7 +12,7 @@ Graded by exact match and token F1 as SQuAD does, the best over all accepted ans
 
     python recipes/popqa_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/popqa_sft.py                                         # without a GPU: SmolLM2, our own rows
-    python -m eval.adapters --dataset popqa                             # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset popqa                             # all of them, side by side
 
 SmolLM2, one CPU core, LoRA, 24 steps, 2 min, 1.8 GB, n = 24 rows of our own, 2026-11-22: loss 3.65 -> 2.27, exact match
 0 -> 8 % (95 % CI of the difference +0 to +21, p = 0.5), all of it on famous subjects. It learnt to answer in a word,

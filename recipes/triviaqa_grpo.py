@@ -24,11 +24,12 @@ from typing import Literal, get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
 from data import triviaqa
+from data.evidence import worked_examples
 from data.prompts import add_passages, token_length
-from data.rag import worked_examples
 from eval.sampling import Reward, evaluate
 from recipes.common import cli, judging, machine
-from recipes.common.models import ModelSpec, default_alias, repair_tokenizer, resolve, weights_source
+from recipes.common.model_table import ModelSpec
+from recipes.common.models import default_alias, repair_tokenizer, resolve, weights_source
 from recipes.common.rollouts import Choice, Rollouts, choose, engine_settings
 from recipes.common.run import Run
 from recipes.common.supervision import audit

@@ -11,7 +11,7 @@ Graded by exact match and token F1 as SQuAD does, the best over all accepted ans
 
     python recipes/triviaqa_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/triviaqa_sft.py                                         # without a GPU: SmolLM2, our own rows
-    python -m eval.adapters --dataset triviaqa                             # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset triviaqa                             # all of them, side by side
 
 SmolLM2, one CPU core, LoRA, 24 steps, 4 min, 1.9 GB, n = 24 rows of our own, 2026-11-22: loss 2.51 -> 1.27, exact match
 4 -> 21 % (95 % CI of the difference +4 to +33, p = 0.12), F1 0.17 -> 0.24. It learnt to answer in a word; it believes

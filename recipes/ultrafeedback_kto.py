@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import ultrafeedback
 from data.preferences import label_weights, unpaired
 from eval.metrics import PREFERENCE
-from eval.preference import measure_pairs
+from eval.pairs import measure_pairs
 from eval.sampling import evaluate
 from recipes.common import cli, machine
-from recipes.common.models import ModelSpec, default_alias, repair_tokenizer, resolve, weights_source
+from recipes.common.model_table import ModelSpec
+from recipes.common.models import default_alias, repair_tokenizer, resolve, weights_source
 from recipes.common.preference import reference_name, reference_policy, start_from, switch_off_reference, watch
 from recipes.common.rollouts import Rollouts
 from recipes.common.run import Run

@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 
 from data import ultrafeedback
 from eval.metrics import PREFERENCE
-from eval.preference import reward_records
+from eval.pairs import reward_records
 from recipes.common import cli
-from recipes.common.models import ModelSpec, default_alias, repair_tokenizer, resolve, weights_source
+from recipes.common.model_table import ModelSpec
+from recipes.common.models import default_alias, repair_tokenizer, resolve, weights_source
 from recipes.common.run import Run
 from recipes.common.supervision import audit_pairs
 from rewards import reward_model

@@ -31,11 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import webgpt
 from eval.sampling import evaluate
 from recipes.common import cli, machine
-from recipes.common.models import ModelSpec, default_alias, repair_tokenizer, resolve, weights_source
+from recipes.common.model_table import ModelSpec
+from recipes.common.models import default_alias, repair_tokenizer, resolve, weights_source
 from recipes.common.preference import freeze_reference, reference_name, start_from
 from recipes.common.rollouts import Choice, Rollouts, choose, engine_settings
 from recipes.common.run import Run
-from recipes.common.tiny import tiny_pairrm_folder
+from recipes.common.stand_ins.tiny import tiny_pairrm_folder
 from rewards import comparers
 
 EVAL_SAMPLES = 2  # per prompt, beside the greedy completion

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from recipes.common.nano import Nano, pretrain, random_digits
-from recipes.common.tiny import tiny_folder
+from recipes.common.stand_ins.nano import Nano, pretrain, random_digits
+from recipes.common.stand_ins.tiny import tiny_folder
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from trl import GRPOTrainer, SFTTrainer  # noqa: F401  once, as are the next two
 
 from recipes.common import callbacks, ppo  # noqa: F401
-from recipes.common.tiny import tiny_pairrm_folder
+from recipes.common.stand_ins.tiny import tiny_pairrm_folder
 
 MODEL, OUTPUT = sys.argv[1], Path(sys.argv[2])
 SIZES = {

@@ -21,7 +21,8 @@ from eval.likelihood import completion_nll
 from recipes import arc_sft
 from recipes.common import adapters
 from recipes.common.adapters import PROMPT_LEARNING, Adapter
-from recipes.common.models import ModelSpec, resolve
+from recipes.common.model_table import ModelSpec
+from recipes.common.models import resolve
 from recipes.common.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import pytest
 
 from data import evolkit
 from recipes import evolkit_sft
-from recipes.common.models import BASE_TEMPLATE, MODELS
+from recipes.common.model_table import BASE_TEMPLATE, MODELS
 from recipes.common.supervision import audit
 
 

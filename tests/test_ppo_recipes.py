@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from recipes.common.tiny import tiny_pairrm_folder
+from recipes.common.stand_ins.tiny import tiny_pairrm_folder
 from rewards import pairrm, reward_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from eval.metrics import PREFERENCE
-from eval.preference import pair_logps
+from eval.pairs import pair_logps
 from recipes.common.cli import explain
 from recipes.common.preference import reference_policy
 from rewards import reward_model

@@ -18,8 +18,9 @@ import torch
 
 from data.preferences import label_weights, unpaired
 from eval.metrics import PREFERENCE
-from eval.preference import measure_pairs, reward_records
-from recipes.common.models import ModelSpec, resolve
+from eval.pairs import measure_pairs, reward_records
+from recipes.common.model_table import ModelSpec
+from recipes.common.models import resolve
 from recipes.common.preference import reference_policy, rendered, switch_off_reference
 from recipes.common.run import Run
 from rewards import reward_model

@@ -77,7 +77,7 @@ for name, where, build in (
 import datasets, peft
 from eval.sampling import Completion
 from recipes.common.ppo import PPOConfig, PPOTrainer
-from recipes.common.tiny import tiny_folder
+from recipes.common.stand_ins.tiny import tiny_folder
 from unsloth.models._utils import patch_gradient_accumulation_fix  # called where it loads a model
 
 class Sampler:

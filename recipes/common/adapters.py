@@ -18,7 +18,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from recipes.common import machine
-from recipes.common.models import ModelSpec, repair_tokenizer, weights_source
+from recipes.common.model_table import ModelSpec
+from recipes.common.models import repair_tokenizer, weights_source
 from recipes.common.rollouts import contiguous_head
 
 Adapter = Literal["qlora", "lora", "dora", "p-tuning", "prefix-tuning", "prompt-tuning", "full"]

@@ -31,7 +31,7 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
     quiet_libraries()
     try:
         if args.smoke:
-            from recipes.common.tiny import tiny_folder
+            from recipes.common.stand_ins.tiny import tiny_folder
 
             first = dataclasses.replace(args, model=str(tiny_folder()), **smoke, max_hours=0.0)
             main(first)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from eval.sampling import Reward
 from recipes.common import machine
 from recipes.common.models import default_alias, resolve, weights_source
-from recipes.common.smollm2 import cache_root
+from recipes.common.stand_ins.smollm2 import cache_root
 from rewards import judge as llm_judge
 from rewards.deepeval import rag_correctness_reward
 from rewards.judge import Judge

@@ -99,7 +99,7 @@ def watch(trainer: Any, held_out: "Dataset | None", *, remedy: str) -> None:
 
     `held_out` is None for KTO, which logs a KL of its own in another unit under the same name.
     """
-    from eval.preference import token_kl
+    from eval.pairs import token_kl
     from recipes.common.callbacks import KLProbe, LikelihoodWatch
 
     trainer.add_callback(LikelihoodWatch(FALL, remedy=remedy))

@@ -31,7 +31,7 @@ from eval.metrics import compare, short_name, side_scores, summarise, verdict
 from eval.report import write_model_card, write_report
 from eval.winrate import Prefer, describe, win_rate
 from recipes.common import machine
-from recipes.common.models import ModelSpec
+from recipes.common.model_table import ModelSpec
 
 if TYPE_CHECKING:
     from rewards.judge import Judge

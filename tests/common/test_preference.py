@@ -16,8 +16,8 @@ from recipes.common.preference import (
     switch_off_reference,
     watch,
 )
+from recipes.common.stand_ins.tiny import CHATML
 from recipes.common.supervision import audit_pairs, split_row
-from recipes.common.tiny import CHATML
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from recipes.common.models import MODELS, repair_tokenizer, weights_source
+from recipes.common.model_table import MODELS
+from recipes.common.models import repair_tokenizer, weights_source
 from recipes.common.supervision import audit_pairs, split_row
 
 QUESTION = "What is two and two?"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from recipes.common.cli import explain
-from recipes.common.tiny import write_pairrm
+from recipes.common.stand_ins.tiny import write_pairrm
 from rewards import comparers, pairrm, reward_model
 
 PROMPTS = [[{"role": "user", "content": "Name a colour."}], [{"role": "user", "content": "Why?"}]]

@@ -185,7 +185,7 @@ def test_no_event_loop_and_no_thread_of_ours_is_left(tmp_path, monkeypatch, make
 
 
 def test_all_completions_of_a_step_are_judged_at_once(scripted, tmp_path):
-    """How long that takes is eval/bench_judge.py's to say."""
+    """How long that takes is recipes/bench/judge_speed.py's to say."""
     from rewards.judge import connect
 
     together = threading.Barrier(16)  # nobody is answered before all have asked

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from recipes.common.smollm2 import converted_folder
+from recipes.common.stand_ins.smollm2 import converted_folder
 from rewards import deepeval, evidently
 from rewards.judge import Judge, connect
 from rewards.tags import render

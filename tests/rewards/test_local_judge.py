@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, create_model
 
-from recipes.common.smollm2 import converted_folder
-from recipes.common.tiny import tiny_folder
+from recipes.common.stand_ins.smollm2 import converted_folder
+from recipes.common.stand_ins.tiny import tiny_folder
 from rewards.deepeval import answer_relevancy_reward, rag_correctness_reward, summarization_reward
 from rewards.evidently import evidently_correctness_reward
 from rewards.judge import Failure, Judge, Reply, connect

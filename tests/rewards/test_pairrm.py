@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.common.cli import explain
-from recipes.common.tiny import PAIRRM, PAIRRM_SIZES, write_pairrm
+from recipes.common.stand_ins.tiny import PAIRRM, PAIRRM_SIZES, write_pairrm
 from rewards import pairrm
 from rewards.pairrm import Judge, load
 

@@ -1,4 +1,4 @@
-"""What `eval.judge` says of judges whose bias is known: each is a real server on loopback with a scripted mind."""
+"""What `recipes.tools.judge_agreement` says of judges whose bias is known: each is a real server on loopback with a scripted mind."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from eval import judge
-from eval.bench_judge import serve
+from recipes.bench.judge_speed import serve
+from recipes.tools import judge_agreement as judge
 from rewards import judge as judge_module
 from rewards.judge import MAX_ANSWER_CHARACTERS, Judge
 from rewards.tags import render
@@ -101,7 +101,7 @@ def gold_stands_first(prompt: str) -> bool:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["eval.judge", *arguments])
+    monkeypatch.setattr("sys.argv", ["recipes.tools.judge_agreement", *arguments])
     return judge.main()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from eval.metrics import PREFERENCE, compare, summarise
-from eval.preference import PairLogps, pair_logps, preference_scores, token_kl
+from eval.pairs import PairLogps, pair_logps, preference_scores, token_kl
 from recipes.common.adapters import base
 
 PAIRS = [
@@ -120,7 +120,7 @@ def test_a_response_longer_than_one_slice_of_positions_is_averaged_over_all_of_t
 ) -> None:
     model, tokenizer = moved
     whole = token_kl(model, tokenizer, pairs, lambda: base(model))
-    monkeypatch.setattr("eval.preference.POSITIONS", 3)
+    monkeypatch.setattr("eval.pairs.POSITIONS", 3)
     assert token_kl(model, tokenizer, pairs, lambda: base(model)) == pytest.approx(whole, rel=1e-5)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from recipes.common.tiny import PAIRRM, tiny_folder, tiny_pairrm_folder
+from recipes.common.stand_ins.tiny import PAIRRM, tiny_folder, tiny_pairrm_folder
 
 
 def test_a_pairrm_is_made_once_and_then_found(unsloth: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""One row of the cost card, `eval/card.py`: a method's own trainer on a random model, in a process of its own.
+"""One row of the cost card, `recipes/bench/card.py`: a method's own trainer on a random model, in a process of its own.
 
 Ours is the recipe: its model loading, its trainer config and `Run.train`. The peer is plain TRL and PEFT, on a GPU with
 bitsandbytes, given the same config, model and rows; where that is no trainer of TRL any more, TRL 1.12.0's PPO. Nothing
@@ -10,7 +10,7 @@ What differs from the recipe as a user runs it, for either contender:
   write its end token; tokens are counted as written
 - GRPO learns from completions that were cut off, all of them, and both get a reward of more values than a random
   model's answers earn: without either there would be no gradient
-- PPO's reward is a program. What PairRM takes is in eval/bench_pairrm.py
+- PPO's reward is a program. What PairRM takes is in recipes/bench/pairrm_memory.py
 - no checkpoints, and nothing is evaluated
 - the peer's adapter is in float32 where training is in fp16: TRL makes it bfloat16, whose gradients cannot be scaled
 
@@ -35,9 +35,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eval.bench_memory import resident_mib
-from eval.bench_ppo import distinct_words_reward, programmatic
 from eval.files import write_json_atomic
+from recipes.bench.pair_memory import resident_mib
+from recipes.bench.ppo_cost import distinct_words_reward, programmatic
 
 WARM_UP, TIMED, GROWTH = 2, 4, 2  # steps that are not timed, that are, and that are of each doubling
 ENOUGH = 120  # seconds of training after which a process makes no further step, once one has been timed
@@ -401,7 +401,7 @@ class Row:
         )  # fmt: skip
 
     def trl_ppo(self, args: Any, rows: Any) -> Any:
-        """PPO of TRL 1.12.0. Its value model is a second copy of the model with an adapter, as in eval/bench_ppo.py."""
+        """PPO of TRL 1.12.0. Its value model is a second copy of the model with an adapter, as in recipes/bench/ppo_cost.py."""
         from datasets import Dataset
         from trl.experimental.ppo import PPOConfig, PPOTrainer
 

@@ -1,14 +1,14 @@
 """The cost card: does every method run on this card, does it fit, and how long does a step take?
 
-    python -m eval.card                                                # without a GPU: shape "tiny", every method
-    python -m eval.card --shapes llama-3.1-8b phi-4 --methods sft grpo --peer
-    python -m eval.card --resume                                       # goes on where --minutes or a kill stopped it
-    python -m eval.card --learn --minutes 25                           # two recipes, before and after, on SmolLM2
-    python -m eval.card --table                                        # writes the README's tables from all results
+    python -m recipes.bench.card                                                # without a GPU: shape "tiny", every method
+    python -m recipes.bench.card --shapes llama-3.1-8b phi-4 --methods sft grpo --peer
+    python -m recipes.bench.card --resume                                       # goes on where --minutes or a kill stopped it
+    python -m recipes.bench.card --learn --minutes 25                           # two recipes, before and after, on SmolLM2
+    python -m recipes.bench.card --table                                        # writes the README's tables from all results
 
 It needs no download: models of a shape are made on the spot with random weights, in NF4 where the recipe quantises, for
 speed, memory, dtypes and kernels do not depend on training. A row is a method on a shape. Processes of its own, one
-after another, make its steps with the recipe's own trainer and config (eval/card_row.py):
+after another, make its steps with the recipe's own trainer and config (recipes/bench/card_row.py):
 
 1. ours: warm-up steps, timed steps, the adapter saved; then steps with each kind of work doubled
 2. with --peer, plain TRL and PEFT, on a GPU with bitsandbytes: the same model, rows, batch, lengths and precision. On a
@@ -41,18 +41,19 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from eval.card_row import METHODS, ROLLS_OUT, Job
-from eval.card_table import describe, key, print_table, write_readme
 from eval.files import RESULTS, results_folder, write_json_atomic
 from eval.metrics import verdict
+from recipes.bench.card_row import METHODS, ROLLS_OUT, Job
+from recipes.bench.card_table import describe, key, print_table, write_readme
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 1800  # seconds after which a process hangs, most likely
 MIB_IN_GIB = 1024
 # As commands: rewards, data and eval import nothing of the recipes.
 ASK = """
 import json, sys
-from recipes.common import machine, shapes, smollm2
+from recipes.common import machine
+from recipes.common.stand_ins import shapes, smollm2
 half = "bf16"
 if machine.has_gpu():
     import torch
@@ -69,12 +70,12 @@ print(json.dumps({
 MAKE = """
 import sys
 from pathlib import Path
-from recipes.common.shapes import by_name, random_folder
+from recipes.common.stand_ins.shapes import by_name, random_folder
 print(random_folder(by_name(sys.argv[1]), Path(sys.argv[2]), in_4bit=sys.argv[3] == "4"))
 """
-CEILINGS = "import json; from eval.card_row import ceilings; print(json.dumps(ceilings()))"
+CEILINGS = "import json; from recipes.bench.card_row import ceilings; print(json.dumps(ceilings()))"
 MEASURE = (
-    "import sys; from recipes import {recipe} as recipe; from eval.card_row import measure; "
+    "import sys; from recipes import {recipe} as recipe; from recipes.bench.card_row import measure; "
     "measure(recipe, sys.argv[1]{trainer})"
 )
 OWN_PPO = "import unsloth; from recipes.common.ppo import PPOTrainer; "
@@ -191,7 +192,7 @@ class Card:
         return [entry for entry in self.kept["rows"] if key(entry) in asked]
 
     def ceilings(self) -> dict[str, float] | None:
-        """What `eval.card_row.ceilings` measures; None, with a line, where it fails."""
+        """What `recipes.bench.card_row.ceilings` measures; None, with a line, where it fails."""
         try:
             return json.loads(_process(CEILINGS))
         except Failed as error:

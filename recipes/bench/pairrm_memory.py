@@ -1,4 +1,4 @@
-"""How much memory PairRM takes to compare 512 pairs of 300 tokens, beside its own size: `python -m eval.bench_pairrm`.
+"""How much memory PairRM takes to compare 512 pairs of 300 tokens, beside its own size: `python -m recipes.bench.pairrm_memory`.
 
 The network has its published shapes and random weights, which take as much room and time as trained ones, and is read
 from safetensors as they are. A pair is a prompt and two responses, all three of a length, and no two are the same; it
@@ -19,16 +19,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from eval.bench_memory import reset_peak, resident_mib, run_offline
 from eval.files import results_path, write_json_atomic
+from recipes.bench.pair_memory import reset_peak, resident_mib, run_offline
 from rewards import pairrm
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BAR = 2.0  # times the model's own size
 SEED = 3407
 # As a command, in a process of its own: eval imports nothing of the recipes, and what it leaves behind is not measured.
 BUILD = (
-    "import json, sys; from pathlib import Path; from recipes.common import machine, tiny; "
+    "import json, sys; from pathlib import Path; from recipes.common import machine; from recipes.common.stand_ins import tiny; "
     "tiny.write_pairrm(Path(sys.argv[1]), initializer_range=0.02, **tiny.PAIRRM_SIZES); "
     "print(json.dumps({'machine': machine.describe(), 'git_commit': machine.git_commit(), "
     "'versions': machine.versions()}))"

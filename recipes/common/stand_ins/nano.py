@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.metrics import wilson
 from eval.sampling import ModelSampler
-from recipes.common.tiny import CHATML
+from recipes.common.stand_ins.tiny import CHATML
 
 DIGITS = [str(digit) for digit in range(10)]
 # How far the nano model's pre-training counts on from the prompt. One in ten is the successor; the rest makes it

@@ -34,7 +34,7 @@ from typing import Any
 
 from eval.files import results_path, write_json_atomic
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NEVER_WRITTEN = "<empty_output>"  # a special token of SmolLM2's vocabulary that no chat contains
 EXAMPLES, PROBLEMS, GROUP, TOKENS, MAX_LENGTH, RANK = 8, 4, 8, 48, 512, 16
 SFT_STEPS = 4  # for every GRPO step, since one lasts a tenth of the other and its median needs more of them
@@ -154,7 +154,7 @@ def run_bare_loop(library: str, python: str, folder: Path, steps: int) -> dict[s
     """`bare_loop` in a process of `python`; the same keys."""
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "out.json"
-        _run([python, "-m", "eval.bench_training", "--bare-loop", library, str(folder), str(steps), str(out)])
+        _run([python, "-m", "recipes.bench.training_speed", "--bare-loop", library, str(folder), str(steps), str(out)])
         return json.loads(out.read_text(encoding="utf-8"))
 
 
@@ -215,7 +215,7 @@ def endless_model(folder: Path) -> Path:
     """Fill the empty `folder` with SmolLM2 and an end token that it never writes: its completions run to the
     limit in every library and engine, without an option of each. Returns `folder`."""
     # As a command: rewards, data and eval import nothing of the recipes.
-    ask = "from recipes.common.smollm2 import converted_folder; print(converted_folder())"
+    ask = "from recipes.common.stand_ins.smollm2 import converted_folder; print(converted_folder())"
     done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, check=True, capture_output=True, text=True)
     source = Path(done.stdout.strip())
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))

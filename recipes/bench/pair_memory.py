@@ -34,18 +34,18 @@ from typing import Any
 
 from eval.files import results_path, write_json_atomic
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAIRS, STEPS, MAX_LENGTH, RANK, SEED = 4, 3, 256, 16, 3407
 CONTENDERS = ("sft", "dpo", "dpo precomputed", "kto", "orpo", "simpo")
 PEER = "sft"
 BARS = {"dpo": 1.25, "dpo precomputed": 1.25}  # whose memory, and the largest ratio to the peer's
 # As commands: rewards, data and eval import nothing of the recipes.
 CONTEND = (
-    "import sys; from eval.bench_memory import contend; from recipes.common.preference import rendered, "
+    "import sys; from recipes.bench.pair_memory import contend; from recipes.common.preference import rendered, "
     "switch_off_reference; contend(*sys.argv[1:], switch_off_reference, rendered)"
 )
 ASK = (
-    "import json; from recipes.common import machine, smollm2; print(json.dumps({'model': "
+    "import json; from recipes.common import machine; from recipes.common.stand_ins import smollm2; print(json.dumps({'model': "
     "str(smollm2.converted_folder()), 'machine': machine.describe(), 'git_commit': machine.git_commit(), "
     "'versions': machine.versions()}))"
 )

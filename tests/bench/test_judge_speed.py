@@ -1,4 +1,4 @@
-"""The benchmark's gauge on a small scale; the measurement itself is `python -m eval.bench_judge`."""
+"""The benchmark's gauge on a small scale; the measurement itself is `python -m recipes.bench.judge_speed`."""
 
 import json
 import urllib.request
@@ -8,8 +8,8 @@ from time import perf_counter
 
 import pytest
 
-from eval import bench_judge
-from eval.bench_judge import STEP, build_columns, measure_lookups, measure_step, serve, table, verdict
+from recipes.bench import judge_speed as bench_judge
+from recipes.bench.judge_speed import STEP, build_columns, measure_lookups, measure_step, serve, table, verdict
 
 
 def test_no_completion_of_the_rows_is_another() -> None:

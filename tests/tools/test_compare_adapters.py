@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.adapters import analyse, conclude, letters, main
+from recipes.tools.compare_adapters import analyse, conclude, letters, main
 
 FAKE_RECIPE = '''
 """What a recipe leaves behind, without a model: `--accuracies lora=0.9,dora=0.2` says how each adapter ends up."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from eval import card, card_row, card_table
-from eval.card_row import LOGP, PHASES, Phases
 from eval.files import RESULTS
 from eval.metrics import compare, summarise
+from recipes.bench import card, card_row, card_table
+from recipes.bench.card_row import LOGP, PHASES, Phases
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "eval.card", "--methods", "sft", "ppo", "--shapes", "tiny"]
+COMMAND = [sys.executable, "-m", "recipes.bench.card", "--methods", "sft", "ppo", "--shapes", "tiny"]
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def test_growth_in_one_sentence() -> None:
 
 def test_the_readme_shows_the_results_that_are_kept() -> None:
     shown = (ROOT / "README.md").read_text(encoding="utf-8").split(card_table.BEGIN)[1].split(card_table.END)[0]
-    assert shown.strip() == card_table.tables(RESULTS).strip(), "run `python -m eval.card --table`"
+    assert shown.strip() == card_table.tables(RESULTS).strip(), "run `python -m recipes.bench.card --table`"
 
 
 def test_a_readme_without_marks_is_refused(tmp_path: Path) -> None:

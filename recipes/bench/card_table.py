@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.card_row import METHODS
 from eval.files import write_text_atomic
+from recipes.bench.card_row import METHODS
 
-BEGIN = "<!-- cost card: written by `python -m eval.card --table` -->"
+BEGIN = "<!-- cost card: written by `python -m recipes.bench.card --table` -->"
 END = "<!-- end of the cost card -->"
 KEY = ("method", "shape", "bits", "half", "rollouts")
 # What a card of 24 GB or more must show: of which method, what, its bar, and whether that is the least or the most.

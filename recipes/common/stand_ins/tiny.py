@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recipes.common.smollm2 import cache_root
+from recipes.common.stand_ins.smollm2 import cache_root
 from rewards import pairrm
 
 VERSION = 2  # part of the folders' names: change it with anything below
@@ -23,7 +23,7 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples" / "gsm8k_train.jsonl"
+SAMPLES = Path(__file__).resolve().parents[3] / "data" / "samples" / "gsm8k_train.jsonl"
 
 
 # What the published config of PairRM says beside its sizes and the ids of its tokens.

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes.common import models, smollm2
-from recipes.common.smollm2 import cache_root, converted_folder, is_intact
+from recipes.common import model_table, models
+from recipes.common.stand_ins import smollm2
+from recipes.common.stand_ins.smollm2 import cache_root, converted_folder, is_intact
 
-SPEC = models.MODELS["smollm2-135m"]
+SPEC = model_table.MODELS["smollm2-135m"]
 GGUF = smollm2._installed_gguf()
 FILES = {
     "config.json",
@@ -44,9 +45,9 @@ def cache_of_a_killed_build(tmp_path_factory):
     """A cache whose first build was killed while it unpacked the weights."""
     cache = tmp_path_factory.mktemp("cache")
     build = subprocess.Popen(
-        [sys.executable, "-c", "from recipes.common.smollm2 import converted_folder; converted_folder()"],
+        [sys.executable, "-c", "from recipes.common.stand_ins.smollm2 import converted_folder; converted_folder()"],
         env={**os.environ, "TUNEBOOK_CACHE": str(cache)},
-        cwd=Path(smollm2.__file__).parents[2],
+        cwd=Path(smollm2.__file__).parents[3],
     )
     deadline = time.monotonic() + 60
     while not list(cache.glob("*/tokenizer_config.json")):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval.bench_ppo import BARS, Cost, Job, contend, distinct_words_reward, judge, programmatic, table
+from recipes.bench.ppo_cost import BARS, Cost, Job, contend, distinct_words_reward, judge, programmatic, table
 
 TRL = Cost(start_mib=500, loaded_mib=900, peak_mib=4500, seconds=[99.0, 40.0, 42.0], generating=[9.0, 8.0, 10.0])
 OURS = replace(TRL, start_mib=600, peak_mib=2600, seconds=[99.0, 41.0, 41.0])  # half the memory, as long

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from recipes.common import shapes
-from recipes.common.models import MODELS, ModelSpec, Shape, resolve
-from recipes.common.shapes import TINY, by_name, meta_model, random_folder
+from recipes.common.model_table import MODELS, ModelSpec, Shape
+from recipes.common.models import resolve
+from recipes.common.stand_ins import shapes
+from recipes.common.stand_ins.shapes import TINY, by_name, meta_model, random_folder
 
 LLAMA: dict[str, Any] = {
     "layers": 2,

@@ -1,4 +1,4 @@
-"""The benchmark's rows and its gauge, on a tiny PairRM; the measurement itself is `python -m eval.bench_pairrm`."""
+"""The benchmark's rows and its gauge, on a tiny PairRM; the measurement itself is `python -m recipes.bench.pairrm_memory`."""
 
 import subprocess
 import sys
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from eval.bench_pairrm import BAR, build_pairs, measure
-from recipes.common.tiny import write_pairrm
+from recipes.bench.pairrm_memory import BAR, build_pairs, measure
+from recipes.common.stand_ins.tiny import write_pairrm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +43,6 @@ def test_what_is_measured_is_beside_the_size_of_the_model(folder: str) -> None:
 
 @pytest.mark.parametrize("given", [["--pairs", "0"], ["--tokens", "301"], ["--tokens", "12"], ["--tokens", "2100"]])
 def test_nothing_is_built_for_what_cannot_be_measured(given: list[str]) -> None:
-    command = [sys.executable, "-m", "eval.bench_pairrm", *given]
+    command = [sys.executable, "-m", "recipes.bench.pairrm_memory", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "--tokens a multiple of 3 from 15 to 2048" in done.stderr

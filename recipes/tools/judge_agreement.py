@@ -1,4 +1,4 @@
-"""How far a judge agrees with the rules, and what sways it: `python -m eval.judge --from completions.jsonl --judge …`.
+"""How far a judge agrees with the rules, and what sways it: `python -m recipes.tools.judge_agreement --from completions.jsonl --judge …`.
 
 A judge is asked about answers that a rule has graded: one of every problem of a stage, so that the answers are
 independent of each other. The rule is a score of the records, exact match by default; records hold no passages and no

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recipes.common.models import GIB, MODELS, ModelSpec, Shape
-from recipes.common.smollm2 import EOS, PAD, converted_folder
+from recipes.common.model_table import GIB, MODELS, ModelSpec, Shape
+from recipes.common.stand_ins.smollm2 import EOS, PAD, converted_folder
 
 TINY = ModelSpec(
     alias="tiny",

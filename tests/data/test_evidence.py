@@ -5,8 +5,8 @@ import re
 import pytest
 
 from data import hotpotqa, musique
+from data.evidence import CITED_CHARACTERS, FROM_MEMORY, rag_row, worked_examples
 from data.prompts import add_passages
-from data.rag import CITED_CHARACTERS, FROM_MEMORY, rag_row, worked_examples
 from rewards.rag import citation_reward, exact_match_reward
 from rewards.tags import parse
 

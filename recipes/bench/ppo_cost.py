@@ -12,7 +12,7 @@ minutes at a time: with one process of each, the ratio of times was 0.83 in one 
 model is an adapter and a head on a second copy of the model, which takes less than one trained whole, as in its
 example, and it writes 32 completions at once.
 
-In the second a nano model (recipes/common/nano.py) learns the successor task in 15 updates of 80 episodes, with three
+In the second a nano model (recipes/common/stand_ins/nano.py) learns the successor task in 15 updates of 80 episodes, with three
 seeds; what counts is how many of 250 fresh answers are right (after 30 updates either gets 98 of 100 right, and nothing
 can be told apart). TRL's value model is trained whole, with the policy's learning rate; ours, an adapter, with five
 times that, as our trainer allows and as the recipes' own rates of twice and ten times suggest. Each PPO takes its turn
@@ -40,11 +40,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from eval.bench_memory import reset_peak, resident_mib, run_offline
-from eval.bench_training import endless_model
 from eval.files import results_path, write_json_atomic
+from recipes.bench.pair_memory import reset_peak, resident_mib, run_offline
+from recipes.bench.training_speed import endless_model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RANK, GROUP, MAX_LENGTH, EPOCHS, KL_COEFFICIENT, MISSING_END_PENALTY = 16, 8, 96, 4, 0.05, 1.0
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SEEDS, RATES, VALUE_RATE = (1, 2, 3), (5e-3, 2e-3, 1e-3), 5
@@ -59,15 +59,15 @@ BARS = [
     ("peak memory", "ours", "grpo", 1.25),
 ]
 # As commands, which import Unsloth before what it patches: rewards, data and eval import nothing of the recipes.
-HEAD = "import json, sys; from pathlib import Path; from eval import bench_ppo; from recipes.common.nano import Nano; "
+HEAD = "import json, sys; from pathlib import Path; from recipes.bench import ppo_cost; from recipes.common.stand_ins.nano import Nano; "
 CONTEND = (
     "import unsloth; from recipes.common.ppo import PPOConfig, PPOTrainer; from recipes.common.rollouts import "
-    "Rollouts; bench_ppo.contend(sys.argv[1], Nano.successor_reward, PPOConfig, PPOTrainer, Rollouts)"
+    "Rollouts; ppo_cost.contend(sys.argv[1], Nano.successor_reward, PPOConfig, PPOTrainer, Rollouts)"
 )
-CONTEND_TRL = "bench_ppo.contend(sys.argv[1], Nano.successor_reward)"
+CONTEND_TRL = "ppo_cost.contend(sys.argv[1], Nano.successor_reward)"
 COUNT = "import unsloth; print(*Nano(Path(sys.argv[1])).solved_with(sys.argv[2])[:1])"
 ASK = (
-    "from data import ultrafeedback; from recipes.common import machine, nano; sample = ultrafeedback.load('train', "
+    "from data import ultrafeedback; from recipes.common import machine; from recipes.common.stand_ins import nano; sample = ultrafeedback.load('train', "
     "limit=32, source='sample'); problems = nano.random_digits(Path(sys.argv[1])).dataset(); print(json.dumps({"
     "'endless': sample.select_columns(['prompt']).to_list(), 'nano': problems.to_list() * 8, 'machine': "
     "machine.describe(), 'git_commit': machine.git_commit(), 'versions': machine.versions()}))"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench_memory import (
+from recipes.bench.pair_memory import (
     BARS,
     CONTENDERS,
     PAIRS,
@@ -81,7 +81,7 @@ def test_the_longest_pairs_are_chosen_by_both_answers() -> None:
 
 
 GAUGE = """
-from eval.bench_memory import reset_peak, resident_mib
+from recipes.bench.pair_memory import reset_peak, resident_mib
 reset_peak()
 before = resident_mib("VmHWM")
 block = b"\\1" * (64 << 20)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from eval.bench_training import NEVER_WRITTEN, endless_model, judge
+from recipes.bench.training_speed import NEVER_WRITTEN, endless_model, judge
 
 
 def test_a_bar_is_judged_by_the_medians() -> None:

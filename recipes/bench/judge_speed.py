@@ -1,4 +1,4 @@
-"""What a judge as a reward costs beside the judge's own time: `python -m eval.bench_judge`.
+"""What a judge as a reward costs beside the judge's own time: `python -m recipes.bench.judge_speed`.
 
 - warm cache: `rag_correctness_reward` over completions whose verdicts are on disk, in steps of 16, opened anew, so that
   nothing is in memory and no request leaves
@@ -23,14 +23,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from eval.bench_memory import run_offline
 from eval.files import results_path, write_json_atomic
 from eval.sampling import Reward
+from recipes.bench.pair_memory import run_offline
 from rewards import deepeval
 from rewards.judge import Judge, connect
 from rewards.tags import render
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STEP = 16  # completions of a step, and requests at a time
 LOOKUPS, LOOKUP_BAR = 2_000, 10_000  # different completions, and how many of them a second
 CALL_SECONDS, STEP_BAR = 1.0, 1.5
