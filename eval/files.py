@@ -49,3 +49,7 @@ def results_folder(machine: str, root: Path = RESULTS) -> Path:
 def results_path(machine: str, what: str) -> Path:
     """Where today's figures of a benchmark are kept, eval/results/<machine>/<date>-<what>.json; makes the folder."""
     return results_folder(machine) / f"{date.today().isoformat()}-{what}.json"
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

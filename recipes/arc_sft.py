@@ -17,7 +17,6 @@ points, 95 % CI -10.0 to +11.7), which is chance; loss of the held-out answers 2
 letter and to stop (cut off: 72.5 -> 0 %), and no science. No GPU has run this yet.
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -29,86 +28,49 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import arc
 from data.prompts import LETTERS
 from eval.likelihood import completion_nll, option_logprobs
-from eval.sampling import ModelSampler, Reward, evaluate
-from recipes.common import adapters, cli
-from recipes.common.adapters import Adapter
-from recipes.common.models import default_alias, resolve
+from recipes.common import adapters, cli, machine
+from recipes.common.adapters import LEARNING_RATES
+from recipes.common.args import SFTArgs, split_batch
+from recipes.common.models import resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
+from rewards.contract import Reward
 from rewards.qa import choice_reward
 
-REWARDS: list[Reward] = [choice_reward]
-LEARNING_RATES: dict[Adapter, float] = {
-    "lora": 2e-4, "qlora": 2e-4, "dora": 2e-4, "full": 2e-5,
-    "prompt-tuning": 2e-2, "prefix-tuning": 5e-3, "p-tuning": 1e-3,
-}  # fmt: skip
+REWARDS: dict[Reward, float] = {choice_reward: 1.0}
+MAX_ANSWER = 8  # tokens; a letter needs two
 
 
-@dataclass(frozen=True)
-class Args:
-    # Model
-    model: str = default_alias(gpu=True)
-    """phi-4, mistral-7b, llama-3.2-3b, llama-3.1-8b, gemma-3-1b, smollm2-135m, a hub id or a local folder"""
-    adapter: Adapter = "qlora"
-    """What is trained; see recipes/common/adapters.py"""
-    # Data
+@dataclass(frozen=True, kw_only=True)
+class Args(SFTArgs):
     source: str = "hub"
     """hub (allenai/ai2_arc, Challenge), sample (96 questions of our own), or a .jsonl or .parquet in ARC's schema"""
-    max_length: int = 512
-    """Longest row in tokens; the longest of 500 ARC-Challenge train rows has 217 in SmolLM2's"""
-    # Adapter
+    max_length: int = 512  # the longest of 500 ARC-Challenge train rows has 217 in SmolLM2's
     lora_rank: int = 16
-    """Rank of LoRA, QLoRA and DoRA; alpha is the same"""
-    virtual_tokens: int = 20
-    """Of p-tuning, prefix and prompt tuning"""
-    # Optimisation
-    learning_rate: float | None = None
-    """Falling to 0; None takes the adapter's own from LEARNING_RATES"""
-    max_steps: int = 210
-    """Updates: 210 x 16 rows are three epochs of ARC-Challenge's 1,119"""
+    lr_scheduler_type: str = "linear"
+    weight_decay: float = 0.0
+    max_steps: int = 210  # 210 x 16 rows are three epochs of ARC-Challenge's 1,119
     batch_size: int = 16
-    """Rows per update"""
-    # Supervision
-    show_tokens: int = 0
-    """Print so many rows with their supervised tokens marked, before training"""
-    allow_unsupervised: bool = False
-    """Train even where the audit finds rows that teach nothing or teach a fault"""
-    # Evaluation
-    eval_problems: int = 1172
-    """Held-out questions, the same before and after; ARC-Challenge has 1,172"""
-    # Run
-    output_dir: str = "outputs"
-    """Where runs go: <output-dir>/arc_sft/<model>/<time>/"""
-    max_hours: float | None = None
-    """Stop in time for the last evaluation to end within so many hours"""
-    resume: bool = False
-    """Continue the newest unfinished run of this model"""
-    seed: int = 3407
-    """Seed of data order and adapter"""
-    report_to: str = "none"
-    """Tracker beside the run folder: none, wandb, trackio, tensorboard"""
-    smoke: bool = False
-    """Walk the whole path in seconds with a tiny random model; its figures mean nothing"""
+    eval_problems: int = 1172  # all that ARC-Challenge has
 
 
-ON_CPU = Args(model=default_alias(gpu=False), adapter="lora", source="sample", max_steps=60, batch_size=8)
-SMOKE = {"source": "sample", "max_steps": 3, "batch_size": 4, "virtual_tokens": 4, "eval_problems": 8}
+ON_CPU = Args().on_cpu(max_steps=60, batch_size=8)
+SMOKE = {"max_steps": 3, "batch_size": 4, "virtual_tokens": 4}
 
 
-def sft_config(args: Args, run: Run) -> object:
+def sft_config(args: Args, run: Run) -> Any:
     from trl import SFTConfig
 
     return SFTConfig(
         **run.trainer_settings("sft"),
-        max_steps=args.max_steps,
+        **split_batch(args, at_once=8),
         learning_rate=args.learning_rate or LEARNING_RATES[args.adapter],
-        lr_scheduler_type="linear",
+        optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
+        max_grad_norm=1.0,
         warmup_steps=0.05,
-        per_device_train_batch_size=math.gcd(8, args.batch_size),
-        gradient_accumulation_steps=args.batch_size // math.gcd(8, args.batch_size),
         max_length=args.max_length,
         completion_only_loss=True,
-        packing=False,
+        packing=False,  # no row can see another one; grouped by length, little padding is left
         train_sampling_strategy="group_by_length",
     )
 
@@ -129,14 +91,9 @@ def main(args: Args) -> None:
     train = arc.load("train", source=args.source)
     test = arc.load("test", source=args.source, limit=args.eval_problems)
     run = Run.open("arc_sft", spec, args, correct="choice_reward", format=None)
-    model, tokenizer = adapters.load(
-        args.adapter, spec, max_seq_length=args.max_length, rank=args.lora_rank,
-        virtual_tokens=args.virtual_tokens, seed=args.seed,
-    )  # fmt: skip
-    assess = partial(
-        evaluate, ModelSampler(model, tokenizer), test, REWARDS, [1.0], samples=0, temperature=0.0, max_tokens=8,
-        seed=args.seed, extra=partial(likelihoods, model, tokenizer),
-    )  # fmt: skip
+    model, tokenizer = adapters.load(args, spec)
+    letters = partial(likelihoods, model, tokenizer)
+    assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=MAX_ANSWER, extra=letters)
     from trl import SFTTrainer
 
     with adapters.base(model):
@@ -145,7 +102,6 @@ def main(args: Args) -> None:
     trainer = SFTTrainer(model, sft_config(args, run), train_dataset=rows, processing_class=tokenizer)
     audit(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
     run.train(trainer)
-    run.save_adapter("adapter", model, tokenizer)
     run.stage("after", assess)
     run.finish()
 

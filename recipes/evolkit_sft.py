@@ -19,7 +19,6 @@ SmolLM2, one CPU core, LoRA, 24 steps, 1 min, 2.7 GB, n = 16 rows of our own, 20
 rows and a GPU: not yet.
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -29,94 +28,60 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
 from data import evolkit
-from eval.likelihood import completion_nll
-from eval.sampling import ModelSampler, Reward, evaluate
-from recipes.common import adapters, cli
-from recipes.common.adapters import Adapter
-from recipes.common.models import default_alias, resolve
+from eval.methods import Adapter
+from recipes.common import adapters, cli, machine
+from recipes.common.adapters import LEARNING_RATES
+from recipes.common.args import SFTArgs, split_batch
+from recipes.common.models import resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
+from rewards.contract import Reward
 from rewards.overlap import bleu_reward, rouge_l_reward
 
-REWARDS: list[Reward] = [rouge_l_reward, bleu_reward]
-LEARNING_RATES: dict[Adapter, float] = {
-    "lora": 2e-4, "qlora": 2e-4, "dora": 2e-4, "full": 2e-5,
-    "prompt-tuning": 2e-2, "prefix-tuning": 5e-3, "p-tuning": 1e-3,
-}  # fmt: skip
+REWARDS: dict[Reward, float] = {rouge_l_reward: 1.0, bleu_reward: 0.0}
 
 
-@dataclass(frozen=True)
-class Args:
-    # Model
+@dataclass(frozen=True, kw_only=True)
+class Args(SFTArgs):
     model: str = "opt-1.3b"
-    """opt-1.3b, phi-4, mistral-7b, llama-3.2-3b, llama-3.1-8b, gemma-3-1b, smollm2-135m, a hub id or a local folder"""
-    adapter: Adapter = "lora"
-    """What is trained; see recipes/common/adapters.py"""
-    # Data
     source: str = "hub"
     """hub (arcee-ai/EvolKit-75K), sample (48 conversations of our own), or a .jsonl or .parquet in its schema"""
-    max_length: int = 1024
-    """Longest row in tokens; OPT has 2,048 positions, virtual tokens included"""
+    adapter: Adapter = "lora"
+    max_length: int = 1024  # OPT has 2,048 positions, virtual tokens included
     max_answer: int = 256
     """Longest completion in tokens that is written for evaluation"""
-    # Adapter
     lora_rank: int = 16
-    """Rank of LoRA, QLoRA and DoRA; alpha is the same"""
-    virtual_tokens: int = 20
-    """Of p-tuning, prefix and prompt tuning"""
-    # Optimisation
-    learning_rate: float | None = None
-    """Falling to 0; None takes the adapter's own from LEARNING_RATES"""
-    max_steps: int = 1000
-    """Updates: 1,000 x 16 rows are a quarter of an epoch of its 74,180"""
+    lr_scheduler_type: str = "linear"
+    weight_decay: float = 0.0
+    max_steps: int = 1000  # x 16 rows are a quarter of an epoch of its 74,180
     batch_size: int = 16
-    """Rows per update"""
-    # Supervision
-    show_tokens: int = 0
-    """Print so many rows with their supervised tokens marked, before training"""
-    allow_unsupervised: bool = False
-    """Train even where the audit finds rows that teach nothing or teach a fault"""
-    # Evaluation
     eval_problems: int = 256
-    """Held-out conversations, the same before and after"""
-    # Run
-    output_dir: str = "outputs"
-    """Where runs go: <output-dir>/evolkit_sft/<model>/<time>/"""
-    max_hours: float | None = None
-    """Stop in time for the last evaluation to end within so many hours"""
-    resume: bool = False
-    """Continue the newest unfinished run of this model"""
-    seed: int = 3407
-    """Seed of data order and adapter"""
-    report_to: str = "none"
-    """Tracker beside the run folder: none, wandb, trackio, tensorboard"""
-    smoke: bool = False
-    """Walk the whole path in seconds with a tiny random model; its figures mean nothing"""
 
 
-ON_CPU = Args(
-    model=default_alias(gpu=False), source="sample", max_length=512, max_answer=48, max_steps=20, batch_size=8
-)
+ON_CPU = Args().on_cpu(max_length=512, max_answer=48, max_steps=20, batch_size=8)
 SMOKE = {
-    "source": "sample", "max_length": 512, "max_answer": 8, "max_steps": 3, "batch_size": 4, "virtual_tokens": 4,
+    "max_length": 512,
+    "max_answer": 8,
+    "max_steps": 3,
+    "batch_size": 4,
+    "virtual_tokens": 4,
     "eval_problems": 4,
-}  # fmt: skip
+}
 
 
-def sft_config(args: Args, run: Run) -> object:
+def sft_config(args: Args, run: Run) -> Any:
     from trl import SFTConfig
 
     return SFTConfig(
         **run.trainer_settings("sft"),
-        max_steps=args.max_steps,
+        **split_batch(args, at_once=8),
         learning_rate=args.learning_rate or LEARNING_RATES[args.adapter],
-        lr_scheduler_type="linear",
+        optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
+        max_grad_norm=1.0,
         warmup_steps=0.05,
-        per_device_train_batch_size=math.gcd(8, args.batch_size),
-        gradient_accumulation_steps=args.batch_size // math.gcd(8, args.batch_size),
         max_length=args.max_length,
         completion_only_loss=True,
-        packing=False,
+        packing=False,  # no row can see another one; grouped by length, little padding is left
         train_sampling_strategy="group_by_length",
     )
 
@@ -137,16 +102,9 @@ def main(args: Args) -> None:
     train = evolkit.load("train", source=args.source)
     test = evolkit.load("test", source=args.source, limit=args.eval_problems)
     run = Run.open("evolkit_sft", spec, args, correct=None, format=None)
-    model, tokenizer = adapters.load(
-        args.adapter, spec, max_seq_length=args.max_length, rank=args.lora_rank,
-        virtual_tokens=args.virtual_tokens, seed=args.seed,
-    )  # fmt: skip
+    model, tokenizer = adapters.load(args, spec)
     train, test = (short_enough(rows, tokenizer, args.max_length - args.max_answer) for rows in (train, test))
-    assess = partial(
-        evaluate, ModelSampler(model, tokenizer), test, REWARDS, [1.0, 0.0], samples=0, temperature=0.0,
-        max_tokens=args.max_answer, seed=args.seed,
-        extra=partial(completion_nll, model, tokenizer, max_length=args.max_length),
-    )  # fmt: skip
+    assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=args.max_answer)
     from trl import SFTTrainer
 
     with adapters.base(model):
@@ -155,7 +113,6 @@ def main(args: Args) -> None:
     trainer = SFTTrainer(model, sft_config(args, run), train_dataset=rows, processing_class=tokenizer)
     audit(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
     run.train(trainer)
-    run.save_adapter("adapter", model, tokenizer)
     run.stage("after", assess)
     run.finish()
 

@@ -14,68 +14,76 @@ The last three are stock-loaded because Unsloth's patched forward takes neither 
 Imports torch, so recipes import `load` after unsloth, inside functions; `Adapter` costs nothing.
 """
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from recipes.common import machine
+from eval.likelihood import completion_nll
+from eval.methods import Adapter
+from eval.sampling import ModelSampler, evaluate
+from recipes.common import machine, models
+from recipes.common.args import SFTArgs
 from recipes.common.model_table import ModelSpec
-from recipes.common.models import repair_tokenizer, weights_source
 from recipes.common.rollouts import contiguous_head
+from rewards.contract import Reward
 
-Adapter = Literal["qlora", "lora", "dora", "p-tuning", "prefix-tuning", "prompt-tuning", "full"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LEARNING_RATES: dict[Adapter, float] = {
+    "lora": 2e-4,
+    "qlora": 2e-4,
+    "dora": 2e-4,
+    "full": 2e-5,
+    "prompt-tuning": 2e-2,  # at LoRA's rate those of prompt learning do not learn: many comparisons are unfair
+    "prefix-tuning": 5e-3,
+    "p-tuning": 1e-3,
+}
 PROMPT_LEARNING = ("p-tuning", "prefix-tuning", "prompt-tuning")
 # What the virtual tokens of prefix tuning start as: the keys and values of real text. Random ones, PEFT's default,
 # wreck the model first and spend their training on the repair.
 PREFIX_TEXT = "Read the question with care and answer it as briefly and exactly as you can, with nothing around it. "
 
 
-def load(
-    adapter: Adapter, spec: ModelSpec, *, max_seq_length: int, rank: int, virtual_tokens: int, seed: int
-) -> tuple[Any, Any]:
-    """The model, ready to train with `adapter`, and its tokenizer.
-
-    Args:
-        adapter: one of the seven.
-        spec: the model; its `lora_targets` are what LoRA, QLoRA and DoRA adapt.
-        max_seq_length: longest row in tokens, virtual ones not counted.
-        rank: of LoRA, QLoRA and DoRA; alpha is the same.
-        virtual_tokens: of the prompt-learning adapters.
-        seed: of the adapter's initial weights.
-    """
+def load(args: SFTArgs, spec: ModelSpec) -> tuple[Any, Any]:
+    """The model, ready to train with `--adapter` on rows of `--max-length` tokens, and its tokenizer."""
     model, tokenizer = (
-        _prompt_learning(adapter, spec, virtual_tokens, seed)
-        if adapter in PROMPT_LEARNING
-        else _through_unsloth(adapter, spec, max_seq_length, rank, seed)
+        _prompt_learning(args, spec)
+        if args.adapter in PROMPT_LEARNING
+        else models.load(args, spec, max_seq_length=args.max_length)
     )
     if not machine.has_gpu():
         contiguous_head(model)
     return model, tokenizer
 
 
-def _through_unsloth(adapter: Adapter, spec: ModelSpec, max_seq_length: int, rank: int, seed: int) -> tuple[Any, Any]:
-    from unsloth import FastLanguageModel
+def assessment(
+    args: SFTArgs,
+    model: Any,
+    tokenizer: Any,
+    test: "Dataset",
+    rewards: Mapping[Reward, float],
+    *,
+    max_tokens: int,
+    extra: Callable[["Dataset"], Any] | None = None,
+) -> Callable[..., Any]:
+    """`evaluate` of held-out rows, but for its stage: a greedy completion of each, and the loss of its gold one.
 
-    in_4bit = adapter == "qlora"
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        weights_source(spec, in_4bit),
-        revision=spec.revision,
-        max_seq_length=max_seq_length,
-        load_in_4bit=in_4bit,
-        full_finetuning=adapter == "full",
+    `extra` takes the place of the loss alone.
+    """
+    return partial(
+        evaluate,
+        ModelSampler(model, tokenizer),
+        test,
+        [*rewards],
+        [*rewards.values()],
+        samples=0,
+        temperature=0.0,
+        max_tokens=max_tokens,
+        seed=args.seed,
+        extra=extra or partial(completion_nll, model, tokenizer, max_length=args.max_length),
     )
-    repair_tokenizer(tokenizer, spec)
-    if adapter != "full":
-        model = FastLanguageModel.get_peft_model(
-            model,
-            r=rank,
-            lora_alpha=rank,
-            lora_dropout=0.0,
-            use_dora=adapter == "dora",
-            target_modules=list(spec.lora_targets),
-            use_gradient_checkpointing="unsloth" if machine.has_gpu() else False,
-            random_state=seed,
-        )
-    return model, tokenizer
 
 
 def base(model: Any) -> AbstractContextManager[Any]:
@@ -86,7 +94,7 @@ def base(model: Any) -> AbstractContextManager[Any]:
     return model.disable_adapter() if hasattr(model, "peft_config") else nullcontext()
 
 
-def _prompt_learning(adapter: Adapter, spec: ModelSpec, virtual_tokens: int, seed: int) -> tuple[Any, Any]:
+def _prompt_learning(args: SFTArgs, spec: ModelSpec) -> tuple[Any, Any]:
     import torch
     import unsloth  # noqa: F401 - before trl, whose training it mends on a CPU
     from peft import (
@@ -99,29 +107,25 @@ def _prompt_learning(adapter: Adapter, spec: ModelSpec, virtual_tokens: int, see
     )
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = weights_source(spec, load_in_4bit=False)
-    half = (
-        torch.bfloat16
-        if not machine.has_gpu() or torch.cuda.is_bf16_supported(including_emulation=False)
-        else torch.float16
-    )
+    source = models.weights_source(spec, load_in_4bit=False)
     model = AutoModelForCausalLM.from_pretrained(
-        source, revision=spec.revision, dtype=half, device_map="cuda" if machine.has_gpu() else None
+        source,
+        revision=spec.revision,
+        dtype=models.half_precision(spec),
+        device_map="cuda" if machine.has_gpu() else None,
     )
     tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision)
-    repair_tokenizer(tokenizer, spec)
-    torch.manual_seed(seed)
-    shared: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": virtual_tokens}
-    if adapter == "prompt-tuning":
-        return get_peft_model(
-            model, PromptTuningConfig(**shared, prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB)
-        ), tokenizer
-    if adapter == "p-tuning":
-        return get_peft_model(
-            model, PromptEncoderConfig(**shared, encoder_hidden_size=model.config.hidden_size)
-        ), tokenizer
+    models.repair_tokenizer(tokenizer, spec)
+    torch.manual_seed(args.seed)
+    shared: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": args.virtual_tokens}
+    if args.adapter == "prompt-tuning":
+        config = PromptTuningConfig(**shared, prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB)
+        return get_peft_model(model, config), tokenizer
+    if args.adapter == "p-tuning":
+        config = PromptEncoderConfig(**shared, encoder_hidden_size=model.config.hidden_size)
+        return get_peft_model(model, config), tokenizer
     model = get_peft_model(model, PrefixTuningConfig(**shared))
     words = len(tokenizer(PREFIX_TEXT, add_special_tokens=False)["input_ids"])
-    repeated = PREFIX_TEXT * (1 + virtual_tokens // words)
+    repeated = PREFIX_TEXT * (1 + args.virtual_tokens // words)
     initialize_kv_prefix_from_text(model, tokenizer, text=repeated, use_chat_template=False)
     return model, tokenizer

@@ -5,12 +5,18 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from recipes.common.machine import REPOSITORY, has_gpu, quiet_libraries
 
+# Flags by their old names, where these mean something else to users of TRL or to another recipe.
+RENAMED = {
+    "--warmup-steps": "--sft-steps",
+    "--warmup-learning-rate": "--sft-learning-rate",
+    "--judge": "--compare-with",
+}
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # safetensors passes the system's words on; torch finds its archive shorter than what it wrote.
 NO_SPACE_WORDS = ("No space left", "File too large", "file write failed", "unexpected pos")
@@ -19,12 +25,15 @@ NO_SPACE_WORDS = ("No space left", "File too large", "file write failed", "unexp
 def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[str, Any]) -> None:
     """Parse the command line and run `main`; exits with 2 on a user's mistake, with 130 on Ctrl-C.
 
-    `on_cpu` and `on_gpu` are the defaults without and with a GPU. With `--smoke`, `smoke` overrides what
-    was given, and the run is stopped in each phase and resumed, so that the whole path is walked.
+    `on_cpu` and `on_gpu` are the defaults without and with a GPU. With `--smoke`, our own rows, few of them held out,
+    and `smoke` override what was given, and the run is stopped in each phase and resumed, so that the whole path is
+    walked.
     """
     import tyro
 
     defaults = on_gpu if has_gpu() else on_cpu
+    if sentence := renamed(sys.argv[1:], vars(defaults)):
+        sys.exit(_say(sentence, 2))
     args = tyro.cli(type(defaults), default=defaults, description=sys.modules[main.__module__].__doc__)
     if not has_gpu():
         print(f"No GPU found: training {args.model} on the CPU.")
@@ -33,7 +42,9 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
         if args.smoke:
             from recipes.common.stand_ins.tiny import tiny_folder
 
-            first = dataclasses.replace(args, model=str(tiny_folder()), **smoke, max_hours=0.0)
+            small = {"source": "sample", "rollouts": "model"} | {name: 8 for name in vars(args) if name[:5] == "eval_"}
+            small = {name: value for name, value in small.items() if hasattr(args, name)} | smoke
+            first = dataclasses.replace(args, model=str(tiny_folder()), **small, max_hours=0.0)
             main(first)
             main(dataclasses.replace(first, resume=True))
             main(dataclasses.replace(first, resume=True, max_hours=None))
@@ -46,6 +57,15 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
         if sentence is None:
             raise
         sys.exit(_say(sentence, 2))
+
+
+def renamed(words: Iterable[str], fields: Collection[str]) -> str | None:
+    """One sentence where a flag is given by its old name and there is one of the new name; else None."""
+    for flag in (word.partition("=")[0].replace("_", "-") for word in words):
+        new = RENAMED.get(flag)
+        if new and flag[2:].replace("-", "_") not in fields and new[2:].replace("-", "_") in fields:
+            return f"{flag} is called {new} since December 2026: give that"
+    return None
 
 
 def explain(error: Exception) -> str | None:

@@ -1,13 +1,18 @@
 """The judge of a run: which model stands behind `--judge`, what it is asked, and where verdicts are kept."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.sampling import Reward
+from eval.files import read_json
 from recipes.common import machine
-from recipes.common.models import default_alias, resolve, weights_source
+from recipes.common.model_table import ModelSpec, default_alias
+from recipes.common.models import resolve, weights_source
 from recipes.common.stand_ins.smollm2 import cache_root
+from recipes.common.stand_ins.tiny import tiny_pairrm_folder
+from rewards import comparers
 from rewards import judge as llm_judge
+from rewards.contract import Reward
 from rewards.deepeval import rag_correctness_reward
 from rewards.judge import Judge
 from rewards.tags import render
@@ -62,3 +67,23 @@ def _try(judge: Judge) -> None:
     if right <= wrong:
         line += "; it cannot tell them apart, and what it rewards will teach nothing: name a better --judge-model"
     print(line)
+
+
+def rewarder(args: Any, spec: ModelSpec) -> Callable[[Any], Reward]:
+    """What `--reward` names: a function that makes the reward for a policy. With `--smoke`, a tiny random PairRM.
+
+    Raises:
+        ValueError: "trained", and no reward model was trained on this model yet; or as `comparers.reward_by_name`.
+    """
+    if args.smoke:
+        return comparers.reward_by_name(str(tiny_pairrm_folder()))
+    if args.reward != "trained":
+        return comparers.reward_by_name(args.reward)
+    runs = Path(args.output_dir) / "ultrafeedback_reward" / spec.alias.replace("/", "--")
+    done = [path.parent for path in runs.glob("*/results.json") if read_json(path)["complete"]]
+    if not done:
+        raise ValueError(
+            f"--reward trained found no reward model of {args.model} in {runs}: first run `python "
+            f"recipes/ultrafeedback_reward.py --model {args.model}`, or give a folder or pairrm as --reward"
+        )
+    return comparers.reward_by_name(str(max(done, key=lambda folder: folder.name) / "adapter"))

@@ -36,6 +36,11 @@ def has_gpu() -> bool:
     return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
 
 
+def on_gpu(value: str, *, otherwise: str) -> str:
+    """`value` where there is a GPU: for the few choices that a machine without one cannot make."""
+    return value if has_gpu() else otherwise
+
+
 def has_vllm() -> bool:
     """Whether vLLM is installed (the community's CPU build counts: it holds the same module)."""
     return find_spec("vllm") is not None

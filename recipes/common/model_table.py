@@ -387,3 +387,8 @@ MODELS = {
         ),
     )
 }
+
+
+def default_alias(gpu: bool) -> str:
+    """The model a recipe takes when none is named."""
+    return "llama-3.2-3b" if gpu else "smollm2-135m"

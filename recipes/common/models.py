@@ -1,4 +1,4 @@
-"""From the name that a user gives to a model and its tokenizer."""
+"""From the name that a user gives to a model in memory: `resolve`, `load`, and what must be mended on the way."""
 
 import difflib
 import json
@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.common import machine
+from recipes.common.args import LoraArgs
 from recipes.common.model_table import (
     BASE_TEMPLATE,
     FUSED_PROJECTIONS,
@@ -16,14 +18,15 @@ from recipes.common.model_table import (
     ModelSpec,
     Shape,
 )
+from recipes.common.rollouts import engine_settings
+from rewards import precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-def default_alias(gpu: bool) -> str:
-    """The model a recipe takes when none is named."""
-    return "llama-3.2-3b" if gpu else "smollm2-135m"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# What an adapter must share with the one that it is loaded into; of another alpha it would become another model.
+SAME = ("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules")
 
 
 def resolve(name: str) -> ModelSpec:
@@ -60,6 +63,94 @@ def weights_source(spec: ModelSpec, load_in_4bit: bool) -> str:
 
         return str(converted_folder())
     return (load_in_4bit and spec.unsloth_4bit_id) or spec.hub_id
+
+
+def half_precision(spec: ModelSpec) -> str:
+    """What `spec` trains in on this machine, as torch calls it: "bfloat16", "float16" or, where that is unsafe and
+    there is no bfloat16, "float32"."""
+    return precision.half_precision(fp16_unsafe=spec.fp16_unsafe)
+
+
+def load(args: Any, spec: ModelSpec, *, max_seq_length: int, engine: str = "model") -> tuple[Any, Any]:
+    """The model with a new LoRA adapter (or, of `--adapter full`, none), and its tokenizer, through Unsloth.
+
+    Args:
+        args: the recipe's; read are the flags of ModelArgs and the seed, `start_from` and `adapter` where it has them.
+        spec: the model that they name.
+        max_seq_length: longest row in tokens.
+        engine: of the rollouts, "model" or "vllm", which Unsloth starts together with the model on a GPU.
+
+    Raises:
+        ValueError: the adapter of `--start-from` does not fit, or the tokenizer lacks a token.
+    """
+    from unsloth import FastLanguageModel
+
+    adapter = getattr(args, "adapter", "lora")
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        weights_source(spec, args.load_in_4bit),
+        revision=spec.revision,
+        load_in_4bit=args.load_in_4bit,
+        full_finetuning=adapter == "full",
+        max_seq_length=max_seq_length,
+        **engine_settings(engine, args.lora_rank),
+    )
+    repair_tokenizer(tokenizer, spec)
+    if adapter == "full":
+        return model, tokenizer
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha or args.lora_rank,
+        lora_dropout=args.lora_dropout,
+        use_dora=adapter == "dora",
+        target_modules=lora_targets(args, spec),
+        use_gradient_checkpointing="unsloth" if machine.has_gpu() else False,
+        random_state=args.seed,
+    )
+    if start := getattr(args, "start_from", None):
+        start_from(model, start)
+    return model, tokenizer
+
+
+def start_from(model: Any, folder: str) -> None:
+    """Load the LoRA adapter in `folder` into the new one of `model`: training goes on from it.
+
+    Raises:
+        ValueError: no adapter there, or one of another kind, rank or scale, of other layers or of another model.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    path = Path(folder).expanduser()
+    for file in (WEIGHTS, CONFIG):
+        if not (path / file).is_file():
+            raise ValueError(f"--start-from {folder} has no {file}: give the adapter folder of a finished run")
+    found, own = json.loads((path / CONFIG).read_text(encoding="utf-8")), model.peft_config["default"]
+    for field in SAME:
+        theirs, ours = _plain(found.get(field, False)), _plain(getattr(own, field))
+        if theirs != ours:
+            raise ValueError(
+                f"--start-from {folder} has {field} {theirs} in its {CONFIG}, and this recipe trains {ours}: give "
+                "--lora-rank and --model as they were, or merge it into its model and give that as --model"
+            )
+    try:
+        outcome = set_peft_model_state_dict(model, load_file(path / WEIGHTS))
+    except RuntimeError as error:
+        wrong = str(error).splitlines()[-1].strip()
+    else:
+        missing = [f"no weights for {name}" for name in outcome.missing_keys if ".default." in name]
+        unknown = [f"weights for {name}, which it lacks" for name in outcome.unexpected_keys]
+        wrong = " and ".join(missing[:1] + unknown[:1])
+    if wrong:
+        raise ValueError(
+            f"--start-from {folder} does not fit {own.base_model_name_or_path} ({wrong}): give the model it was "
+            "trained on"
+        )
+
+
+def lora_targets(args: LoraArgs, spec: ModelSpec) -> list[str]:
+    """The layers that LoRA adapts: `--lora-target-modules`, or every projection of the model."""
+    return list(args.lora_target_modules or spec.lora_targets)
 
 
 def repair_tokenizer(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec) -> None:
@@ -134,3 +225,8 @@ def _shape_from_config(config: dict[str, Any]) -> Shape | None:
         qk_norm=gemma or kind == "qwen3",
         norms_per_layer=4 if gemma else 2,
     )
+
+
+def _plain(value: Any) -> Any:
+    """A field of a PEFT config as its JSON has it, lists in order."""
+    return sorted(value) if isinstance(value, list | set) else getattr(value, "value", value)

@@ -1,63 +1,31 @@
-"""What preference recipes share: where training starts, what the policy is compared with, and the rows that TRL's
-experimental trainers misread.
+"""What preference recipes share: what the policy is compared with, the assessment, what is watched, and the rows that
+TRL's experimental trainers misread.
 
 The reference is never a second model. It is the trained one with its adapter switched off or, where training starts
 from an adapter, with a frozen copy of that.
 """
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from eval.pairs import measure_pairs, token_kl
+from eval.sampling import evaluate
+from recipes.common.args import PreferenceArgs
+from recipes.common.rollouts import Rollouts
+from recipes.common.run import Run
+from recipes.common.supervision import audit_pairs
+from recipes.common.training import planned_steps
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# What an adapter must share with the one that it is loaded into; of another alpha it would become another model.
-SAME = ("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules")
 # A share of the first magnitude. Chosen and rejected answers get likelier or less likely together by a few percent in
 # sound runs; what both fall by beyond it goes to answers that nobody has rated.
 FALL = 0.1
 PROBE = 8  # held-out pairs on which the KL is watched
-
-
-def start_from(model: Any, folder: str) -> None:
-    """Load the LoRA adapter in `folder` into the new one of `model`: training goes on from it.
-
-    Raises:
-        ValueError: no adapter there, or one of another kind, rank or scale, of other layers or of another model.
-    """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    path = Path(folder).expanduser()
-    for file in (WEIGHTS, CONFIG):
-        if not (path / file).is_file():
-            raise ValueError(f"--start-from {folder} has no {file}: give the adapter folder of a finished run")
-    found, own = json.loads((path / CONFIG).read_text(encoding="utf-8")), model.peft_config["default"]
-    for field in SAME:
-        theirs, ours = _plain(found.get(field, False)), _plain(getattr(own, field))
-        if theirs != ours:
-            raise ValueError(
-                f"--start-from {folder} has {field} {theirs} in its {CONFIG}, and this recipe trains {ours}: give "
-                "--lora-rank and --model as they were, or merge it into its model and give that as --model"
-            )
-    try:
-        outcome = set_peft_model_state_dict(model, load_file(path / WEIGHTS))
-    except RuntimeError as error:
-        wrong = str(error).splitlines()[-1].strip()
-    else:
-        missing = [f"no weights for {name}" for name in outcome.missing_keys if ".default." in name]
-        unknown = [f"weights for {name}, which it lacks" for name in outcome.unexpected_keys]
-        wrong = " and ".join(missing[:1] + unknown[:1])
-    if wrong:
-        raise ValueError(
-            f"--start-from {folder} does not fit {own.base_model_name_or_path} ({wrong}): give the model it was "
-            "trained on"
-        )
 
 
 def reference_name(start: str | None) -> str:
@@ -93,29 +61,62 @@ def reference_policy(model: Any) -> Iterator[None]:
         yield
 
 
-def watch(trainer: Any, held_out: "Dataset | None", *, remedy: str) -> None:
-    """Log the KL to the reference on the first `PROBE` held-out pairs, ten times a run, and warn, once, where the
-    log-probabilities of chosen and rejected answers both fall by more than `FALL`; `remedy` is what to try then.
+def assessment(
+    args: PreferenceArgs, run: Run, model: Any, tokenizer: Any, test: "Dataset", *, beta: float, per_token: bool = False
+) -> Callable[..., Any]:
+    """`evaluate` of held-out pairs, but for its stage: how they are ranked, and an answer written greedily for each.
+
+    `beta` scales the reward; `per_token` is for methods without a reference, whose reward is a mean log-probability.
+    """
+
+    def pairs(held_out: "Dataset") -> list[dict[str, float | None]]:
+        return measure_pairs(
+            model,
+            tokenizer,
+            held_out,
+            beta=beta,
+            before=run.stages.get("before"),
+            reference=partial(reference_policy, model),
+            max_length=args.max_length,
+            per_token=per_token,
+        )
+
+    return partial(
+        evaluate,
+        Rollouts("model", model, tokenizer, args.max_length).sampler,
+        test,
+        [],
+        [],
+        samples=0,
+        temperature=0.0,
+        max_tokens=args.max_completion_length,
+        seed=args.seed,
+        extra=pairs,
+    )
+
+
+def check_and_watch(args: PreferenceArgs, trainer: Any, held_out: "Dataset | None", *, remedy: str) -> None:
+    """Audit the rows of a built trainer; then let it log the KL to the reference on the first `PROBE` held-out pairs,
+    ten times a run, and warn, once, where the log-probabilities of chosen and rejected answers both fall by more than
+    `FALL`; `remedy` is what to try then.
 
     `held_out` is None for KTO, which logs a KL of its own in another unit under the same name.
     """
-    from eval.pairs import token_kl
     from recipes.common.callbacks import KLProbe, LikelihoodWatch
 
+    audit_pairs(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
     trainer.add_callback(LikelihoodWatch(FALL, remedy=remedy))
     if held_out is None:
         return
-    probe, args = held_out.select(range(min(PROBE, len(held_out)))), trainer.args
+    probe, model = held_out.select(range(min(PROBE, len(held_out)))), trainer.model
 
     def kl() -> float:
-        found = token_kl(
-            trainer.model, trainer.processing_class, probe, lambda: reference_policy(trainer.model),
-            max_length=args.max_length,
-        )  # fmt: skip
+        reference = partial(reference_policy, model)
+        found = token_kl(model, trainer.processing_class, probe, reference, max_length=args.max_length)
         known = [nats for nats in found if nats is not None]
         return sum(known) / len(known) if known else math.nan
 
-    trainer.add_callback(KLProbe(kl, every=max(1, args.max_steps // 10)))
+    trainer.add_callback(KLProbe(kl, every=max(1, planned_steps(trainer) // 10)))
 
 
 def rendered(dataset: "Dataset", tokenizer: Any, max_length: int) -> "Dataset":
@@ -150,8 +151,3 @@ def rendered(dataset: "Dataset", tokenizer: Any, max_length: int) -> "Dataset":
             "tokens"
         )
     return kept
-
-
-def _plain(value: Any) -> Any:
-    """A field of a PEFT config as its JSON has it, lists in order."""
-    return sorted(value) if isinstance(value, list | set) else getattr(value, "value", value)

@@ -56,7 +56,7 @@ class Rollouts:
     """The engine of a run: `sampler` for evaluation, `attach` to make a trainer use the same one."""
 
     def __init__(self, engine: Literal["vllm", "model"], model: Any, tokenizer: Any, max_length: int) -> None:
-        self.engine = engine
+        self.engine, self.max_length = engine, max_length
         self.colocated = None
         if engine == "model":
             if not machine.has_gpu():

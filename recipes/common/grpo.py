@@ -1,0 +1,99 @@
+"""What on-policy recipes share: the policy with the engine that writes for it, the warm start, the assessment."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eval.sampling import evaluate
+from recipes.common import machine
+from recipes.common.args import GRPOArgs, PPOArgs
+from recipes.common.model_table import ModelSpec
+from recipes.common.models import load
+from recipes.common.rollouts import Rollouts, choose
+from recipes.common.run import Run
+from recipes.common.supervision import audit
+from rewards.contract import Reward
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS = 8  # of a step of the warm start
+
+
+class Policy(NamedTuple):
+    """A model with a new adapter, its tokenizer, and the engine that rolls out and evaluates."""
+
+    model: Any
+    tokenizer: Any
+    rollouts: Rollouts
+
+    @property
+    def use_vllm(self) -> bool:
+        """`use_vllm` of a trainer's config: on a CPU, `Rollouts.attach` brings the engine."""
+        return self.rollouts.engine == "vllm" and machine.has_gpu()
+
+
+def load_policy(args: GRPOArgs | PPOArgs, spec: ModelSpec, *, max_prompt_length: int) -> Policy:
+    """The policy, with room for prompts of `max_prompt_length` tokens and completions of `--max-completion-length`."""
+    engine, longest = choose(args.rollouts, args.load_in_4bit), max_prompt_length + args.max_completion_length
+    model, tokenizer = load(args, spec, max_seq_length=longest, engine=engine)
+    return Policy(model, tokenizer, Rollouts(engine, model, tokenizer, longest))
+
+
+def assessment(
+    args: GRPOArgs | PPOArgs,
+    policy: Policy,
+    test: "Dataset",
+    rewards: Mapping[Reward, float],
+    *,
+    samples: int,
+    temperature: float,
+) -> Callable[..., Any]:
+    """`evaluate` of these held-out problems, but for its stage: greedily once and `samples` times at `temperature`."""
+    return partial(
+        evaluate,
+        policy.rollouts.sampler,
+        test,
+        [*rewards],
+        [*rewards.values()],
+        samples=samples,
+        temperature=temperature,
+        max_tokens=args.max_completion_length,
+        seed=args.seed,
+    )
+
+
+def warm_start(
+    args: GRPOArgs, run: Run, policy: Policy, worked: Callable[..., "Dataset"], assess: Callable[..., Any]
+) -> bool:
+    """`--sft-steps` of SFT on worked examples, and stage "warm start"; False where time ran out.
+
+    The learning rate falls to 0 and the loss is of the answers alone. `worked(limit=n)` gives n examples, `prompt` and
+    `completion`. A resumed run loads what an earlier session trained.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    if not args.sft_steps:
+        return True
+    if not run.training.load_adapter("warm_start", policy.model):
+        settings = run.trainer_settings("warm start") | {"max_steps": args.sft_steps, "lr_scheduler_type": "linear"}
+        config = SFTConfig(
+            **settings,
+            learning_rate=args.sft_learning_rate,
+            optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
+            max_grad_norm=1.0,
+            warmup_steps=0,
+            per_device_train_batch_size=ROWS,
+            gradient_accumulation_steps=1,
+            max_length=policy.rollouts.max_length,
+            completion_only_loss=True,
+        )
+        rows = worked(limit=ROWS * args.sft_steps)
+        trainer = SFTTrainer(policy.model, config, train_dataset=rows, processing_class=policy.tokenizer)
+        audit(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
+        run.earlier.clear()
+        if not run.training.train(trainer):
+            return False
+        run.training.save_adapter("warm_start", policy.model, policy.tokenizer)
+    run.stage("warm start", assess)
+    return True
