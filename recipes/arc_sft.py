@@ -29,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import arc
 from data.prompts import LETTERS
 from eval.likelihood import completion_nll, option_logprobs
-from eval.sampling import ModelSampler, Reward, evaluate
+from eval.sampling import ModelSampler, evaluate
 from recipes.common import adapters, cli
 from recipes.common.adapters import Adapter
 from recipes.common.models import default_alias, resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
+from rewards.contract import Reward
 from rewards.qa import choice_reward
 
 REWARDS: list[Reward] = [choice_reward]

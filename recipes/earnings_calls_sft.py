@@ -30,12 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import earnings_calls
 from data.prompts import add_passages, token_length
 from eval.likelihood import completion_nll
-from eval.sampling import ModelSampler, Reward, evaluate
+from eval.sampling import ModelSampler, evaluate
 from recipes.common import adapters, cli
 from recipes.common.adapters import Adapter
 from recipes.common.models import default_alias, resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
+from rewards.contract import Reward
 from rewards.qa import figure_reward
 
 REWARDS: list[Reward] = [figure_reward]

@@ -27,13 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import freshqa
 from data.evidence import worked_examples
 from data.prompts import add_passages, token_length
-from eval.sampling import Reward, evaluate
+from eval.sampling import evaluate
 from recipes.common import cli, judging, machine
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import default_alias, repair_tokenizer, resolve, weights_source
 from recipes.common.rollouts import Choice, Rollouts, choose, engine_settings
 from recipes.common.run import Run
 from recipes.common.supervision import audit
+from rewards.contract import Reward
 from rewards.deepeval import answer_relevancy_reward, rag_correctness_reward, summarization_reward
 from rewards.evidently import evidently_correctness_reward
 from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward

@@ -22,13 +22,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
 from data import gsm8k
-from eval.sampling import Reward, evaluate
+from eval.sampling import evaluate
 from recipes.common import cli, machine
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import default_alias, repair_tokenizer, resolve, weights_source
 from recipes.common.rollouts import Choice, Rollouts, choose, engine_settings
 from recipes.common.run import Run
 from recipes.common.supervision import audit
+from rewards.contract import Reward
 from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
 from rewards.numeric import correctness_reward
 

@@ -28,12 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 
 from data import triviaqa
 from eval.likelihood import completion_nll
-from eval.sampling import ModelSampler, Reward, evaluate
+from eval.sampling import ModelSampler, evaluate
 from recipes.common import adapters, cli
 from recipes.common.adapters import Adapter
 from recipes.common.models import default_alias, resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
+from rewards.contract import Reward
 from rewards.qa import exact_match_reward, f1_reward
 
 REWARDS: list[Reward] = [exact_match_reward, f1_reward]

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval.sampling import Reward
-from eval.winrate import Prefer
 from rewards import pairrm, reward_model
+from rewards.contract import Prefer, Reward
 
 
 def by_name(name: str) -> Prefer | None:

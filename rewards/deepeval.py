@@ -16,8 +16,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
-from eval.sampling import Reward
-from rewards.judge import Ask, Case, Failure, Judge, Rubric, fence, judged_reward
+from rewards.contract import Failure, Reward
+from rewards.judge import Ask, Case, Judge, Rubric, fence, judged_reward
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from rewards.judge import Failure, Reply
+from rewards.contract import Failure, Reply
 from rewards.local_judge import bounded
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewards.judge import Failure, Reply
+from rewards.contract import Failure, Reply
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -21,10 +21,8 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from eval.sampling import Reward
-from rewards.tags import Completion, completion_text
-
-Messages = list[dict[str, str]]
+from rewards.contract import Completion, Messages, Reward
+from rewards.tags import completion_text
 
 SOURCE = "llm-blender/PairRM-hf"
 PREFIXES = {

@@ -14,10 +14,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from eval.sampling import Reward
-from rewards.tags import Completion, completion_text
-
-Messages = list[dict[str, str]]
+from rewards.contract import Completion, Messages, Reward
+from rewards.tags import completion_text
 
 ADAPTER = "reward"  # what the reward model's LoRA is called on the policy's trunk
 HEAD = "base_model.model.score.weight"

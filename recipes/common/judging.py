@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from eval.sampling import Reward
 from recipes.common import machine
 from recipes.common.models import default_alias, resolve, weights_source
 from recipes.common.stand_ins.smollm2 import cache_root
 from rewards import judge as llm_judge
+from rewards.contract import Reward
 from rewards.deepeval import rag_correctness_reward
 from rewards.judge import Judge
 from rewards.tags import render

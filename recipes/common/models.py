@@ -16,6 +16,7 @@ from recipes.common.model_table import (
     ModelSpec,
     Shape,
 )
+from rewards.precision import fp16_unsafe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +106,7 @@ def _local_spec(folder: Path) -> ModelSpec:
         context=config.get("max_position_embeddings"),
         lora_targets={"phi3": FUSED_PROJECTIONS, "opt": OPT_PROJECTIONS}.get(config["model_type"], PROJECTIONS),
         chat_template=BASE_TEMPLATE if config["model_type"] == "opt" else None,
-        fp16_unsafe=config["model_type"].startswith("gemma"),
+        fp16_unsafe=fp16_unsafe(config["model_type"]),
         shape=_shape_from_config(config),
     )
 

@@ -26,8 +26,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax, use_adapter
 
-from eval.sampling import Completion, Reward, Sampler, evaluate
+from eval.sampling import Completion, Sampler, evaluate
 from recipes.common.preference import WEIGHTS, reference_policy
+from rewards.contract import Reward
 
 if TYPE_CHECKING:
     from datasets import Dataset

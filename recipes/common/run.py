@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING, Any
 from eval.files import write_json_atomic, write_text_atomic
 from eval.metrics import compare, short_name, side_scores, summarise, verdict
 from eval.report import write_model_card, write_report
-from eval.winrate import Prefer, describe, win_rate
+from eval.winrate import describe, win_rate
 from recipes.common import machine
 from recipes.common.model_table import ModelSpec
+from rewards.contract import Prefer
 
 if TYPE_CHECKING:
     from rewards.judge import Judge

@@ -25,8 +25,8 @@ from typing import Any
 
 from eval.files import write_json_atomic
 from eval.metrics import bootstrap_mean, short_name, wilson
-from eval.sampling import Reward
 from rewards import deepeval, evidently
+from rewards.contract import Reward
 from rewards.judge import MAX_ANSWER_CHARACTERS, Ask, Case, Counts, Judge, Rubric, connect, fence
 from rewards.tags import parse, render
 
