@@ -1,4 +1,4 @@
-"""What rewards, judges and those who use them agree on. It imports nothing of ours: every other file stands above it."""
+"""What rewards, judges and those who use them agree on. It imports nothing of ours, and all else may import it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
