@@ -1,4 +1,6 @@
-"""How far a judge agrees with the rules, and what sways it: `python -m recipes.tools.judge_agreement --from completions.jsonl --judge …`.
+"""How far a judge agrees with the rules, and what sways it.
+
+    python -m recipes.tools.judge_agreement --from completions.jsonl --judge local    # or a server's http address
 
 A judge is asked about answers that a rule has graded: one of every problem of a stage, so that the answers are
 independent of each other. The rule is a score of the records, exact match by default; records hold no passages and no
@@ -9,7 +11,7 @@ aliases, so the judge reads question, answer and gold answer alone, and reads th
 - position: whether a plain question, do these two answers say the same, is answered alike with either standing first
 - cost: requests, seconds and tokens
 
-Printed, and written to judge.json beside the completions. `--judge local` judges with a model in this process.
+Printed, and written to judge.json beside the completions.
 """
 
 import argparse
