@@ -119,7 +119,12 @@ class Judge:
         backoff: float = 0.5,
         remedy: str = "mend the judge and ask again, its verdicts are kept",
     ) -> None:
-        _check_numbers(max_calls, max_failures, concurrency)
+        if max_calls is not None and max_calls < 0:
+            raise ValueError(f"the judge's budget is {max_calls} calls: pass 0 or more")
+        if not 0 <= max_failures <= 1:
+            raise ValueError(f"the share of a judge's calls that may fail is {max_failures}: pass a number from 0 to 1")
+        if concurrency < 1:
+            raise ValueError(f"the judge's concurrency is {concurrency}: pass 1 or more")
         self.backend, self.name = backend, backend.name
         self.max_calls, self.max_failures = max_calls, max_failures
         self.concurrency, self.backoff, self.remedy = concurrency, backoff, remedy
@@ -426,15 +431,6 @@ def _read(text: str, schema: type[Schema]) -> Schema:
         return schema.model_validate_json(text[text.find("{") : text.rfind("}") + 1])
     except ValidationError as error:
         raise Failure(f"the reply is not the JSON asked for: {text[:80]!r}", again=True) from error
-
-
-def _check_numbers(max_calls: int | None, max_failures: float, concurrency: int) -> None:
-    if max_calls is not None and max_calls < 0:
-        raise ValueError(f"the judge's budget is {max_calls} calls: pass 0 or more")
-    if not 0 <= max_failures <= 1:
-        raise ValueError(f"the share of a judge's calls that may fail is {max_failures}: pass a number from 0 to 1")
-    if concurrency < 1:
-        raise ValueError(f"the judge's concurrency is {concurrency}: pass 1 or more")
 
 
 def _open(folder: Path) -> "Cache":
