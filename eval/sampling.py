@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rewards.contract import Messages, Reward
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Messages = list[dict[str, str]]
-Reward = Callable[..., list[float | None]]
 LOSS = ("nll", "nll_tokens")
 
 

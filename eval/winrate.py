@@ -5,13 +5,11 @@ length of both sides, and once more as it would be at equal length.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.metrics import bootstrap_mean
-
-# prefer(prompts, first, second): the probability that the first response is the better one, a number for each prompt.
-Prefer = Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[float]]
+from rewards.contract import Prefer
 
 MIN_PAIRS = 20  # below, two coefficients are little but ridge
 # Of 0.01, 0.1 and 1, tried on simulated pairs whose winner length all but decides: about half the variance of 0.01,

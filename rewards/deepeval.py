@@ -16,8 +16,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
-from eval.sampling import Reward
-from rewards.judge import Ask, Case, Failure, Judge, Rubric, fence, judged_reward
+from rewards.contract import Failure, Reward
+from rewards.judge import Ask, Case, Judge, Rubric, fence, judged_reward
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -47,26 +47,17 @@ def rag_correctness_reward(judge: Judge) -> Reward:
     """
 
     def grade(ask: Ask, case: Case) -> float:
-        _switch()
-        from deepeval.metrics import GEval
-        from deepeval.test_case import LLMTestCase, SingleTurnParams
-
-        metric = GEval(
+        metrics, shown = _library()
+        read = shown.INPUT, shown.ACTUAL_OUTPUT, shown.EXPECTED_OUTPUT
+        metric = metrics.GEval(
             name="Correctness",
             evaluation_steps=CORRECTNESS_STEPS,
-            evaluation_params=[
-                SingleTurnParams.INPUT,
-                SingleTurnParams.ACTUAL_OUTPUT,
-                SingleTurnParams.EXPECTED_OUTPUT,
-            ],
+            evaluation_params=[*read],
             model=_model()(ask),
             async_mode=False,
         )
         golds = " or ".join(fence(gold) for gold in case.golds)
-        return _measure(
-            metric,
-            LLMTestCase(input=fence(case.question), actual_output=fence(case.answer), expected_output=golds),
-        )
+        return _measure(metric, input=fence(case.question), actual_output=fence(case.answer), expected_output=golds)
 
     return _reward(judge, "rag_correctness_reward", ("question", "answer", "golds"), grade)
 
@@ -83,11 +74,8 @@ def summarization_reward(judge: Judge) -> Reward:
     """
 
     def grade(ask: Ask, case: Case) -> float:
-        _switch()
-        from deepeval.metrics import SummarizationMetric
-        from deepeval.test_case import LLMTestCase
-
-        metric = SummarizationMetric(
+        metrics, _ = _library()
+        metric = metrics.SummarizationMetric(
             model=_model()(ask),
             # DeepEval's own questions ask for all that ten passages say, of which a good answer says one thing.
             assessment_questions=[f"Does the text answer the question {fence(case.question)}?"],
@@ -95,8 +83,7 @@ def summarization_reward(judge: Judge) -> Reward:
             include_reason=False,
             async_mode=False,
         )
-        passages = fence("\n\n".join(case.passages))
-        return _measure(metric, LLMTestCase(input=passages, actual_output=fence(case.answer)))
+        return _measure(metric, input=fence("\n\n".join(case.passages)), actual_output=fence(case.answer))
 
     return _reward(judge, "summarization_reward", ("question", "answer", "passages"), grade)
 
@@ -111,12 +98,11 @@ def answer_relevancy_reward(judge: Judge) -> Reward:
     """
 
     def grade(ask: Ask, case: Case) -> float:
-        _switch()
-        from deepeval.metrics import AnswerRelevancyMetric
-        from deepeval.test_case import LLMTestCase
-
-        metric = AnswerRelevancyMetric(model=_model()(ask), eval_mode="llm", include_reason=False, async_mode=False)
-        return _measure(metric, LLMTestCase(input=fence(case.question), actual_output=fence(case.answer)))
+        metrics, _ = _library()
+        metric = metrics.AnswerRelevancyMetric(
+            model=_model()(ask), eval_mode="llm", include_reason=False, async_mode=False
+        )
+        return _measure(metric, input=fence(case.question), actual_output=fence(case.answer))
 
     return _reward(judge, "answer_relevancy_reward", ("question", "answer"), grade)
 
@@ -125,16 +111,22 @@ def _reward(judge: Judge, name: str, reads: tuple[str, ...], grade: Callable[[As
     return judged_reward(judge, Rubric(name, f"{RUBRIC_VERSION}, deepeval {version('deepeval')}", reads, grade))
 
 
-def _switch() -> None:
+def _library() -> tuple[Any, Any]:
+    """DeepEval's metrics, and its names for the parts of a case."""
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
+    from deepeval import metrics
+    from deepeval.test_case import SingleTurnParams
+
+    return metrics, SingleTurnParams
 
 
-def _measure(metric: Any, case: Any) -> float:
+def _measure(metric: Any, **case: str) -> float:
     from deepeval.errors import ContextWindowExceededError
+    from deepeval.test_case import LLMTestCase
 
     try:
-        return float(metric.measure(case, _show_indicator=False))
+        return float(metric.measure(LLMTestCase(**case), _show_indicator=False))
     except ContextWindowExceededError as error:  # DeepEval's own wording for a failure that speaks of the context
         raise Failure(str(error.__cause__)) from error
 

@@ -5,8 +5,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal
 
-from eval.sampling import Reward
-from rewards.judge import Ask, BudgetSpentError, Case, Failure, Judge, Rubric, fence, judged_reward
+from rewards.contract import Failure, Reward
+from rewards.judge import Ask, BudgetSpentError, Case, Judge, Rubric, fence, judged_reward
 
 RUBRIC_VERSION = "1"  # change it with what the judge is shown or how its replies are read
 SCORES = {"CORRECT": 1.0, "INCORRECT": 0.0, "UNKNOWN": None}

@@ -8,7 +8,8 @@ passes: of GSM8K's 7,473 training solutions, 7,435 earn 1.0 from every one of th
 import re
 from collections.abc import Sequence
 
-from rewards.tags import Completion, Parsed, completion_text, parse
+from rewards.contract import Completion
+from rewards.tags import Parsed, completion_text, parse
 
 # Two steps show in far less. The limit bounds the time spent on a runaway completion.
 _CHARACTERS_READ = 20_000

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from rewards.judge import Failure, Reply
+from rewards.contract import Failure, Reply
 from rewards.local_judge import bounded
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Server:
             listed = [entry.id for entry in self._client.models.list()]
         except openai.APIConnectionError as error:
             raise ValueError(
-                f"no judge answers at {self.address} ({self._failure(error)}): start the server or pass --judge local"
+                f"no judge answers at {self.address} ({self._failure(error)}): start the server or name local instead"
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise ValueError(

@@ -14,7 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewards.judge import Failure, Reply
+from rewards.contract import Failure, Reply
+from rewards.precision import fp16_unsafe, half_precision
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -37,7 +38,7 @@ class _Job:
 
 
 class LocalModel:
-    """A causal language model with a chat template, in bfloat16, on the GPU where there is one.
+    """A causal language model with a chat template, in `half_precision`, on the GPU where there is one.
 
     Requests of several threads are answered together, padded on the left. SmolLM2-135M, one core with AMX, seconds an
     answer alone and eight at a time: GEval 1.3 and 0.4, Evidently 1.4 and 0.4, relevancy 6.2 and 2.1, summarisation
@@ -55,12 +56,13 @@ class LocalModel:
     def __init__(self, model: str) -> None:
         import torch
         import xgrammar
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
+            half = half_precision(fp16_unsafe=fp16_unsafe(AutoConfig.from_pretrained(model).model_type))
             with torch.random.fork_rng():
-                self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, use_safetensors=True)
+                self._model = AutoModelForCausalLM.from_pretrained(model, dtype=half, use_safetensors=True)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(f"the judge {model!r} is no model that can be loaded: {reason[:200]}") from error

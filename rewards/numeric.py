@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from rewards.tags import Completion, completion_text, parse
+from rewards.contract import Completion
+from rewards.tags import completion_text, parse
 
 MAX_CHARACTERS = 100
 

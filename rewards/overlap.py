@@ -6,7 +6,8 @@ fluent one with a wrong fact high. Figures beside a held-out loss, then, and not
 
 from collections.abc import Sequence
 
-from rewards.tags import Completion, completion_text
+from rewards.contract import Completion
+from rewards.tags import completion_text
 
 
 def bleu_reward(completions: Sequence[Completion], answer: Sequence[str], **kwargs: object) -> list[float | None]:

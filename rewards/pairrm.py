@@ -1,4 +1,4 @@
-"""PairRM, a ranker of 0.4 billion parameters that reads two responses to a prompt side by side: a judge, and a reward.
+"""PairRM, a ranker of 0.4 billion parameters that reads two responses side by side: it compares, or is a reward.
 
 Architecture: LLM-Blender (arXiv 2306.02561, section 3), on transformers' own DeBERTa-v2. DeBERTa-v3-large reads prompt,
 first response and second response as one text; a head of two layers scores either response from the hidden states at
@@ -15,16 +15,14 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from eval.sampling import Reward
-from rewards.tags import Completion, completion_text
-
-Messages = list[dict[str, str]]
+from rewards.contract import Completion, Messages, Prefer, Reward
+from rewards.tags import completion_text
 
 SOURCE = "llm-blender/PairRM-hf"
 PREFIXES = {
@@ -115,10 +113,8 @@ def load(source: str = SOURCE, revision: str | None = None) -> "Judge":
     return Judge(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer)
 
 
-def prefer(
-    source: str = SOURCE, revision: str | None = None
-) -> Callable[[Sequence[str | Messages], Sequence[str], Sequence[str]], list[float]]:
-    """A judge for `eval.winrate`: the probability that the first response to a prompt is better than the second.
+def prefer(source: str = SOURCE, revision: str | None = None) -> Prefer:
+    """PairRM between two responses to a prompt, a text or messages.
 
     Fetched now, before a recipe trains for hours, and loaded at the first call. It reads every pair in the order given:
     `win_rate` asks for both, decides as if the logits were averaged, and counts how often the order changes PairRM's

@@ -30,8 +30,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from rewards.contract import Completion
 from rewards.numeric import extract_number
-from rewards.tags import Completion, completion_text
+from rewards.tags import completion_text
 
 MAX_CHARACTERS = 4_000
 

@@ -7,8 +7,9 @@ Nothing outside the block is read for it, so an answer that stands in the reason
 import re
 from collections.abc import Callable, Sequence
 
+from rewards.contract import Completion
 from rewards.qa import exact_match, token_f1
-from rewards.tags import Completion, Parsed, completion_text, parse
+from rewards.tags import Parsed, completion_text, parse
 
 # "[2]", and "[1, 2]" as models write it; ASCII digits only. No prompt shows a thousand passages.
 _CITATION = re.compile(r"\[([0-9]{1,3}(?:, ?[0-9]{1,3})*+)\]")

@@ -1,4 +1,4 @@
-"""A trained reward model, `recipes/ultrafeedback_reward.py`'s, as a judge between two responses or as a reward.
+"""A trained reward model, `recipes/ultrafeedback_reward.py`'s: it compares two responses, or is a reward.
 
 It gives every response a score of its own, so that the order in which two are shown cannot matter, and
 P(first better) = sigmoid(score of the first - score of the second) (Bradley and Terry; arXiv 2203.02155, section 3.5).
@@ -14,10 +14,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from eval.sampling import Reward
-from rewards.tags import Completion, completion_text
-
-Messages = list[dict[str, str]]
+from rewards.contract import Completion, Messages, Prefer, Reward
+from rewards.precision import fp16_unsafe, half_precision
+from rewards.tags import completion_text
 
 ADAPTER = "reward"  # what the reward model's LoRA is called on the policy's trunk
 HEAD = "base_model.model.score.weight"
@@ -39,12 +38,11 @@ def load_trunk(source: str, *, revision: str | None = None, load_in_4bit: bool) 
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
-    on_gpu = torch.cuda.is_available()
-    half = torch.bfloat16 if not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     config = AutoConfig.from_pretrained(source, revision=revision, num_labels=1)
+    half = half_precision(fp16_unsafe=fp16_unsafe(config.model_type))
     extra = {}
     if quantised := getattr(config, "quantization_config", None):  # its list of what stays in 16 bits has no "score"
-        quantised["bnb_4bit_compute_dtype"] = str(half).removeprefix("torch.")  # not that of who quantised it
+        quantised["bnb_4bit_compute_dtype"] = half  # not that of who quantised it
         quantised["llm_int8_skip_modules"] = [*(quantised.get("llm_int8_skip_modules") or ["lm_head"]), "score"]
     elif load_in_4bit:
         extra["quantization_config"] = BitsAndBytesConfig(
@@ -58,9 +56,14 @@ def load_trunk(source: str, *, revision: str | None = None, load_in_4bit: bool) 
     log.disabled = True  # it asks for a head to be trained, also where one that was is loaded next
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            source, revision=revision, config=config, dtype=half, device_map="cuda" if on_gpu else None,
-            output_loading_info=True, **extra,
-        )  # fmt: skip
+            source,
+            revision=revision,
+            config=config,
+            dtype=half,
+            device_map="cuda" if torch.cuda.is_available() else None,
+            output_loading_info=True,
+            **extra,
+        )
     finally:
         log.disabled = False
     if missing := sorted(set(found["missing_keys"]) - {"score.weight"}):
@@ -117,11 +120,11 @@ def score(
     return _score(read, tokenizer, prompts, responses, max_length, batch_size)
 
 
-def prefer(folder: str) -> Callable[[Sequence[Messages], Sequence[str], Sequence[str]], list[float]]:
-    """A judge for `eval.winrate`: the probability that the first response to a prompt is better than the second.
+def prefer(folder: str) -> Prefer:
+    """The reward model in `folder` between two responses to a prompt, which is messages.
 
-    Prompts are messages. The model is loaded at the first call; that the folder holds one is checked now, before a
-    recipe trains for hours. Raises ValueError as `load`.
+    The model is loaded at the first call; that the folder holds one is checked now, before a recipe trains for hours.
+    Raises ValueError as `load`.
     """
     adapter_config(folder)
     load_once = cache(load)

@@ -9,14 +9,13 @@ All use the four constants, so what a model is asked for and what it is paid for
 import re
 from dataclasses import dataclass
 
+from rewards.contract import Completion
+
 REASONING_OPEN = "<reasoning>"
 REASONING_CLOSE = "</reasoning>"
 ANSWER_OPEN = "<answer>"
 ANSWER_CLOSE = "</answer>"
 TAGS = (REASONING_OPEN, REASONING_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
-
-# As TRL hands it to a reward: plain text, or the messages of the turn.
-Completion = str | list[dict[str, str]]
 
 
 def render(reasoning: str, answer: str) -> str:

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import results_path, write_json_atomic
-from eval.sampling import Reward
 from recipes.bench.pair_memory import run_offline
 from rewards import deepeval
+from rewards.contract import Reward
 from rewards.judge import Judge, connect
 from rewards.tags import render
 

@@ -196,7 +196,7 @@ def _local_spec(folder: Path) -> ModelSpec:
         context=config.get("max_position_embeddings"),
         lora_targets={"phi3": FUSED_PROJECTIONS, "opt": OPT_PROJECTIONS}.get(config["model_type"], PROJECTIONS),
         chat_template=BASE_TEMPLATE if config["model_type"] == "opt" else None,
-        fp16_unsafe=config["model_type"].startswith("gemma"),
+        fp16_unsafe=precision.fp16_unsafe(config["model_type"]),
         shape=_shape_from_config(config),
     )
 

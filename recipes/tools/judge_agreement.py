@@ -1,4 +1,6 @@
-"""How far a judge agrees with the rules, and what sways it: `python -m recipes.tools.judge_agreement --from completions.jsonl --judge …`.
+"""How far a judge agrees with the rules, and what sways it.
+
+    python -m recipes.tools.judge_agreement --from completions.jsonl --judge local    # or a server's http address
 
 A judge is asked about answers that a rule has graded: one of every problem of a stage, so that the answers are
 independent of each other. The rule is a score of the records, exact match by default; records hold no passages and no
@@ -9,7 +11,7 @@ aliases, so the judge reads question, answer and gold answer alone, and reads th
 - position: whether a plain question, do these two answers say the same, is answered alike with either standing first
 - cost: requests, seconds and tokens
 
-Printed, and written to judge.json beside the completions. `--judge local` judges with a model in this process.
+Printed, and written to judge.json beside the completions.
 """
 
 import argparse
@@ -25,8 +27,8 @@ from typing import Any
 
 from eval.files import write_json_atomic
 from eval.metrics import bootstrap_mean, short_name, wilson
-from eval.sampling import Reward
 from rewards import deepeval, evidently
+from rewards.contract import Reward
 from rewards.judge import MAX_ANSWER_CHARACTERS, Ask, Case, Counts, Judge, Rubric, connect, fence
 from rewards.tags import parse, render
 
@@ -194,11 +196,9 @@ def measure_position(judge: Judge, answers: Sequence[Answer]) -> dict[str, Any]:
     "same_gold_first" and "same_answer_first", the shares called the same; "failed", answers without both verdicts.
     """
     asked = [answer for answer in answers if answer.text != answer.gold]
-    cases = [Case(answer.question, answer.text, (answer.gold,)) for answer in asked]
-    gold_first = judge.scores(Rubric("same_gold_first", "1", ("question", "answer", "golds"), _same_gold_first), cases)
-    answer_first = judge.scores(
-        Rubric("same_answer_first", "1", ("question", "answer", "golds"), _same_answer_first), cases
-    )
+    rubric = Rubric("same", "1", ("question", "answer", "other"), _same)
+    gold_first = judge.scores(rubric, [Case(answer.question, answer.gold, other=answer.text) for answer in asked])
+    answer_first = judge.scores(rubric, [Case(answer.question, answer.text, other=answer.gold) for answer in asked])
     pairs = [(a, b) for a, b in zip(gold_first, answer_first, strict=True) if a is not None and b is not None]
     flipped = sum(a != b for a, b in pairs)
     return {
@@ -211,15 +211,7 @@ def measure_position(judge: Judge, answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def _same_gold_first(ask: Ask, case: Case) -> float:
-    return _same(ask, case.question, case.golds[0], case.answer)
-
-
-def _same_answer_first(ask: Ask, case: Case) -> float:
-    return _same(ask, case.question, case.answer, case.golds[0])
-
-
-def _same(ask: Ask, question: str, first: str, second: str) -> float:
+def _same(ask: Ask, case: Case) -> float:
     """1.0 where the judge says that both answers say the same, else 0.0. Nothing tells which one is the gold answer."""
     from pydantic import BaseModel
 
@@ -228,7 +220,7 @@ def _same(ask: Ask, question: str, first: str, second: str) -> float:
 
     found = ask(
         "Do these two answers to the question say the same?\n\n"
-        f"Question: {fence(question)}\nFirst answer: {fence(first)}\nSecond answer: {fence(second)}\n\n"
+        f"Question: {fence(case.question)}\nFirst answer: {fence(case.answer)}\nSecond answer: {fence(case.other)}\n\n"
         'Reply with JSON only: {"same": true} or {"same": false}',
         Same,
     )
@@ -239,7 +231,6 @@ def _ask(reward: Reward, answers: Sequence[Answer], texts: Sequence[str]) -> lis
     """Scores of `texts` in the place of the answers' own."""
     completions = [render(answer.reasoning, text) for answer, text in zip(answers, texts, strict=True)]
     return reward(
-        prompts=[[{"role": "user", "content": answer.question}] for answer in answers],
         completions=[[{"role": "assistant", "content": completion}] for completion in completions],
         question=[answer.question for answer in answers],
         answer=[answer.gold for answer in answers],
@@ -251,13 +242,11 @@ def _ask(reward: Reward, answers: Sequence[Answer], texts: Sequence[str]) -> lis
 def _cost(before: Counts, after: Counts) -> dict[str, Any]:
     """The requests between two counts, and what one took, waiting for its turn included, where there was any."""
     requests = after.requests - before.requests
-    spent = {
-        "seconds": after.seconds - before.seconds,
-        "prompt_tokens": after.prompt_tokens - before.prompt_tokens,
-        "reply_tokens": after.reply_tokens - before.reply_tokens,
-    }
-    each = {f"{name}_per_request": round(value / requests, 4) if requests else None for name, value in spent.items()}
-    return {"requests": requests, "cached": after.cached - before.cached, **each}
+    cost: dict[str, Any] = {"requests": requests, "cached": after.cached - before.cached}
+    for name in ("seconds", "prompt_tokens", "reply_tokens"):
+        spent = getattr(after, name) - getattr(before, name)
+        cost[f"{name}_per_request"] = round(spent / requests, 4) if requests else None
+    return cost
 
 
 def price(cost: Mapping[str, Any], per_million_tokens: float) -> float | None:
@@ -271,7 +260,7 @@ def describe(name: str, found: Mapping[str, Any]) -> str:
     length, cost = found["length"], found["cost"]
     lines = [f"{short_name(name)}: no verdict on any of {found['failed']} answers"]
     if found["n"]:
-        details = [_interval(found["ci95"], 100, ".1f"), f"n = {found['n']}"]
+        details = [_interval(found["ci95"], ".1f", 100), f"n = {found['n']}"]
         details += [f"{key} {found[key]:.2f}" for key in ("kappa", "auc") if found[key] is not None]
         means = [f"{found[f'{side}_mean']:.2f} on {found[side]} {side}" for side in ("right", "wrong") if found[side]]
         lines = [
@@ -279,7 +268,7 @@ def describe(name: str, found: Mapping[str, Any]) -> str:
             f"  mean score {' and '.join(means)} answers; {found['failed']} without a verdict",
         ]
         moved = [
-            f"{side} answers {length[side]['delta']:+.3f}{_interval(length[side]['ci95'], 1, '+.3f', ' ({})')}"
+            f"{side} answers {length[side]['delta']:+.3f} ({_interval(length[side]['ci95'], '+.3f') or 'one answer'})"
             for side in ("right", "wrong")
             if length[side]["n"]
         ]
@@ -304,16 +293,14 @@ def describe_position(found: Mapping[str, Any]) -> str:
         return "position: no answer that differs from the gold one has verdicts in both orders"
     return (
         f"position: the order of two answers turned {100 * found['flipped']:.1f} % of the verdicts "
-        f"({_interval(found['ci95'], 100, '.1f')}, n = {found['n']}; called the same: "
+        f"({_interval(found['ci95'], '.1f', 100)}, n = {found['n']}; called the same: "
         f"{100 * found['same_gold_first']:.1f} % with the gold answer first, "
         f"{100 * found['same_answer_first']:.1f} % with the other; {found['failed']} without both)"
     )
 
 
-def _interval(ci95: Sequence[float] | None, scale: float, number: str, around: str = "{}") -> str:
-    if ci95 is None:
-        return ""
-    return around.format(f"95 % CI {scale * ci95[0]:{number}} to {scale * ci95[1]:{number}}")
+def _interval(ci95: Sequence[float] | None, number: str, scale: float = 1) -> str:
+    return f"95 % CI {scale * ci95[0]:{number}} to {scale * ci95[1]:{number}}" if ci95 else ""
 
 
 def _rounded(interval: tuple[float, float] | None) -> list[float] | None:

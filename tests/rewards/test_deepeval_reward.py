@@ -15,8 +15,9 @@ import pytest
 from pydantic import BaseModel
 
 import rewards.deepeval
+from rewards.contract import Reply
 from rewards.deepeval import answer_relevancy_reward, rag_correctness_reward, summarization_reward
-from rewards.judge import Judge, Reply, fence
+from rewards.judge import Judge, fence
 
 ROOT = Path(rewards.deepeval.__file__).parents[1]
 PASSAGES = ["Paris\nParis is the capital of France.", "Berlin\nBerlin is not."]
@@ -151,7 +152,7 @@ def test_an_overflow_of_the_judges_context_is_a_failure(tmp_path):
     """DeepEval renames exceptions that speak of it."""
 
     def overflow(prompt: str) -> dict[str, Any]:
-        from rewards.judge import Failure
+        from rewards.contract import Failure
 
         raise Failure("HTTP 400: this model's maximum context length is 8192 tokens")
 

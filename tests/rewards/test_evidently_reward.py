@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from rewards.contract import Failure, Reply
 from rewards.evidently import evidently_correctness_reward
-from rewards.judge import Failure, Judge, Reply
+from rewards.judge import Judge
 
 
 class Scripted:

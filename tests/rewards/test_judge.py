@@ -18,15 +18,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 import rewards.judge
+from rewards.contract import Failure, Reply
 from rewards.judge import (
     MAX_ANSWER_CHARACTERS,
     RECENT,
     BudgetSpentError,
     Case,
     Counts,
-    Failure,
     Judge,
-    Reply,
     Rubric,
     connect,
     fence,
@@ -317,7 +316,7 @@ def test_a_spent_budget_still_reads_the_cache(tmp_path):
 
 def test_a_dead_judge_stops_the_run(scripted, tmp_path):
     server = scripted(lambda body: (503, b'{"error": {"message": "model crashed"}}'))
-    judge = judge_for(server, tmp_path)
+    judge = judge_for(server, tmp_path, remedy="go on with --resume")
     started = time.monotonic()
     with pytest.raises(
         ValueError, match=r"failed on 20 of the last 20 answers.*50%.*HTTP 503.*crashed.*--resume"
@@ -438,7 +437,8 @@ WRITER = """
 import sys
 from pathlib import Path
 from pydantic import BaseModel
-from rewards.judge import Case, Judge, Reply, Rubric
+from rewards.contract import Reply
+from rewards.judge import Case, Judge, Rubric
 
 class Same:
     name = "same"
@@ -531,5 +531,5 @@ def test_summary_says_what_happened(tmp_path):
     judge = Judge(Echo(), cache=tmp_path)
     judge.scores(RUBRIC, cases("0.1", "fails"))
     judge.scores(RUBRIC, cases("0.1"))
-    line = r"judge echo: 1 answers judged in 2 requests of 0\.00 s, 1 verdicts from the cache, 1 failed \(.*no number\)"
+    line = r"judge echo: 1 verdicts in 2 requests of 0\.00 s, 1 more from the cache, 1 failed \(.*no number\)"
     assert re.fullmatch(line, judge.summary())

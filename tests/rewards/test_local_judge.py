@@ -11,9 +11,10 @@ from pydantic import BaseModel, create_model
 
 from recipes.common.stand_ins.smollm2 import converted_folder
 from recipes.common.stand_ins.tiny import tiny_folder
+from rewards.contract import Failure, Reply
 from rewards.deepeval import answer_relevancy_reward, rag_correctness_reward, summarization_reward
 from rewards.evidently import evidently_correctness_reward
-from rewards.judge import Failure, Judge, Reply, connect
+from rewards.judge import Judge, connect
 from rewards.local_judge import MAX_CHARACTERS, MAX_ITEMS, LocalModel, bounded
 
 PASSAGES = ["Paris\nParis is the capital of France.", "Berlin\nBerlin is not."]

@@ -1,4 +1,4 @@
-"""What `recipes.tools.judge_agreement` says of judges whose bias is known: each is a real server on loopback with a scripted mind."""
+"""What `judge_agreement` says of judges whose bias is known: each is a real server on loopback with a scripted mind."""
 
 import json
 import re
