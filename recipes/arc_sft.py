@@ -31,7 +31,6 @@ from eval.likelihood import completion_nll, option_logprobs
 from recipes.common import adapters, cli, machine
 from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
-from recipes.common.models import resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
 from rewards.contract import Reward
@@ -58,7 +57,7 @@ ON_CPU = Args().on_cpu(max_steps=60, batch_size=8)
 SMOKE = {"max_steps": 3, "batch_size": 4, "virtual_tokens": 4}
 
 
-def sft_config(args: Args, run: Run) -> Any:
+def sft_config(args: Args, run: Run) -> object:
     from trl import SFTConfig
 
     return SFTConfig(
@@ -87,11 +86,10 @@ def likelihoods(model: Any, tokenizer: Any, test: Any) -> list[dict[str, float]]
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = arc.load("train", source=args.source)
     test = arc.load("test", source=args.source, limit=args.eval_problems)
-    run = Run.open("arc_sft", spec, args, correct="choice_reward", format=None)
-    model, tokenizer = adapters.load(args, spec)
+    run = Run.open("arc_sft", args, correct="choice_reward", format=None)
+    model, tokenizer = adapters.load(args, run.spec)
     letters = partial(likelihoods, model, tokenizer)
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=MAX_ANSWER, extra=letters)
     from trl import SFTTrainer

@@ -23,7 +23,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -32,7 +31,6 @@ from data.prompts import add_passages, token_length
 from recipes.common import adapters, cli, machine
 from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
-from recipes.common.models import resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
 from rewards.contract import Reward
@@ -71,7 +69,7 @@ SMOKE = {
 }
 
 
-def sft_config(args: Args, run: Run) -> Any:
+def sft_config(args: Args, run: Run) -> object:
     from trl import SFTConfig
 
     return SFTConfig(
@@ -89,12 +87,11 @@ def sft_config(args: Args, run: Run) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = earnings_calls.load("train", source=args.source, limit=args.train_rows)
     test = earnings_calls.load("test", source=args.source, limit=args.eval_problems)
     train, test = (rows.filter(lambda row: bool(row["value"])) for rows in (train, test))
-    run = Run.open("earnings_calls_sft", spec, args, correct="figure_reward", format=None)
-    model, tokenizer = adapters.load(args, spec)
+    run = Run.open("earnings_calls_sft", args, correct="figure_reward", format=None)
+    model, tokenizer = adapters.load(args, run.spec)
     count, budget = partial(token_length, tokenizer), args.passage_tokens
     train, test = (add_passages(rows, budget=budget, count_tokens=count) for rows in (train, test))
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=MAX_ANSWER)

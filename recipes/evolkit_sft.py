@@ -27,8 +27,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
-from data import evolkit
 from eval.methods import Adapter
+
+from data import evolkit
 from recipes.common import adapters, cli, machine
 from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
@@ -69,7 +70,7 @@ SMOKE = {
 }
 
 
-def sft_config(args: Args, run: Run) -> Any:
+def sft_config(args: Args, run: Run) -> object:
     from trl import SFTConfig
 
     return SFTConfig(
@@ -101,8 +102,8 @@ def main(args: Args) -> None:
         raise ValueError(f"--max-length {args.max_length} and virtual tokens exceed the {spec.context} of {spec.alias}")
     train = evolkit.load("train", source=args.source)
     test = evolkit.load("test", source=args.source, limit=args.eval_problems)
-    run = Run.open("evolkit_sft", spec, args, correct=None, format=None)
-    model, tokenizer = adapters.load(args, spec)
+    run = Run.open("evolkit_sft", args, correct=None, format=None)
+    model, tokenizer = adapters.load(args, run.spec)
     train, test = (short_enough(rows, tokenizer, args.max_length - args.max_answer) for rows in (train, test))
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=args.max_answer)
     from trl import SFTTrainer

@@ -24,7 +24,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -33,7 +32,6 @@ from data.prompts import add_passages, token_length
 from recipes.common import adapters, cli, machine
 from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
-from recipes.common.models import resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
 from rewards.contract import Reward
@@ -62,7 +60,7 @@ ON_CPU = Args().on_cpu(passage_tokens=256, max_steps=20, batch_size=8)
 SMOKE = {"passage_tokens": 160, "max_steps": 3, "batch_size": 4, "virtual_tokens": 4, "eval_problems": 4}
 
 
-def sft_config(args: Args, run: Run) -> Any:
+def sft_config(args: Args, run: Run) -> object:
     from trl import SFTConfig
 
     return SFTConfig(
@@ -80,11 +78,10 @@ def sft_config(args: Args, run: Run) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = factscore.load("train", source=args.source)
     test = factscore.load("test", source=args.source, limit=args.eval_problems)
-    run = Run.open("factscore_sft", spec, args, correct=None, format=None)
-    model, tokenizer = adapters.load(args, spec)
+    run = Run.open("factscore_sft", args, correct=None, format=None)
+    model, tokenizer = adapters.load(args, run.spec)
     count, budget = partial(token_length, tokenizer), args.passage_tokens
     train, test = (add_passages(rows, budget=budget, count_tokens=count) for rows in (train, test))
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=MAX_ANSWER)

@@ -18,7 +18,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -26,7 +25,6 @@ from data import gsm8k
 from recipes.common import cli, machine
 from recipes.common.args import GRPOArgs, split_batch
 from recipes.common.grpo import assessment, load_policy, warm_start
-from recipes.common.models import resolve
 from recipes.common.run import Run
 from rewards.contract import Reward
 from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
@@ -76,7 +74,7 @@ ON_CPU = Args().on_cpu(
 SMOKE = {"max_steps": 2, "sft_steps": 2, "prompts_per_step": 1, "num_generations": 4, "max_completion_length": 16}
 
 
-def grpo_config(args: Args, run: Run, engine: str) -> Any:
+def grpo_config(args: Args, run: Run, engine: str) -> object:
     from trl import GRPOConfig
 
     return GRPOConfig(
@@ -103,11 +101,10 @@ def grpo_config(args: Args, run: Run, engine: str) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = gsm8k.load("train", source=args.source)
     test = gsm8k.load("test", source=args.source, limit=args.eval_problems)
-    run = Run.open("gsm8k_grpo", spec, args, correct="correctness_reward", format="structure_reward")
-    policy = load_policy(args, spec, max_prompt_length=PROMPT_TOKENS)
+    run = Run.open("gsm8k_grpo", args, correct="correctness_reward", format="structure_reward")
+    policy = load_policy(args, run.spec, max_prompt_length=PROMPT_TOKENS)
     assess = assessment(args, policy, test, REWARDS, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
     from trl import GRPOTrainer
 

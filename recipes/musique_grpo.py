@@ -29,7 +29,6 @@ from data.prompts import add_passages, token_length
 from recipes.common import cli, judging, machine
 from recipes.common.args import GRPOArgs, JudgeArgs, split_batch
 from recipes.common.grpo import assessment, load_policy, warm_start
-from recipes.common.models import resolve
 from recipes.common.run import Run
 from rewards.contract import Reward
 from rewards.deepeval import answer_relevancy_reward, rag_correctness_reward, summarization_reward
@@ -93,7 +92,7 @@ ON_CPU = Args().on_cpu(
 SMOKE = {"max_steps": 2, "sft_steps": 2, "prompts_per_step": 1, "num_generations": 4, "max_completion_length": 16}
 
 
-def grpo_config(args: Args, run: Run, engine: str, weights: list[float]) -> Any:
+def grpo_config(args: Args, run: Run, engine: str, weights: list[float]) -> object:
     from trl import GRPOConfig
 
     return GRPOConfig(
@@ -120,14 +119,13 @@ def grpo_config(args: Args, run: Run, engine: str, weights: list[float]) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = musique.load("train", source=args.source)
     test = musique.load("test", source=args.source, limit=args.eval_problems)
     judge = judging.connect(args)
     rewards = RULES | judging.rewards(judge, JUDGED, args.judge_rewards)
     judged_by: dict[str, Any] = {"correct": "exact_match_reward", "format": "structure_reward", "beside": BESIDE}
-    run = Run.open("musique_grpo", spec, args, **judged_by)
-    policy = load_policy(args, spec, max_prompt_length=args.passage_tokens + QUESTION_TOKENS)
+    run = Run.open("musique_grpo", args, **judged_by)
+    policy = load_policy(args, run.spec, max_prompt_length=args.passage_tokens + QUESTION_TOKENS)
     count, budget = partial(token_length, policy.tokenizer), args.passage_tokens
     train, test = (add_passages(x, budget=budget, count_tokens=count, numbered=True) for x in (train, test))
     assess = assessment(args, policy, test, rewards, samples=EVAL_SAMPLES, temperature=TEMPERATURE)

@@ -22,7 +22,6 @@ and makes up names that it does not know. Real rows and a GPU: not yet.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -30,7 +29,6 @@ from data import popqa
 from recipes.common import adapters, cli, machine
 from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
-from recipes.common.models import resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
 from rewards.contract import Reward
@@ -76,7 +74,7 @@ ON_CPU = Args().on_cpu(max_steps=40, batch_size=8, eval_problems=64)
 SMOKE = {"max_steps": 3, "batch_size": 4, "virtual_tokens": 4}
 
 
-def sft_config(args: Args, run: Run) -> Any:
+def sft_config(args: Args, run: Run) -> object:
     from trl import SFTConfig
 
     return SFTConfig(
@@ -94,11 +92,10 @@ def sft_config(args: Args, run: Run) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = popqa.load("train", source=args.source)
     test = popqa.load("test", source=args.source, limit=args.eval_problems)
-    run = Run.open("popqa_sft", spec, args, correct="exact_match_reward", format=None)
-    model, tokenizer = adapters.load(args, spec)
+    run = Run.open("popqa_sft", args, correct="exact_match_reward", format=None)
+    model, tokenizer = adapters.load(args, run.spec)
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=MAX_ANSWER)
     from trl import SFTTrainer
 

@@ -21,7 +21,6 @@ what it did before (a dartboard's top is 1, Frankenstein's author another). Real
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -29,7 +28,6 @@ from data import triviaqa
 from recipes.common import adapters, cli, machine
 from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
-from recipes.common.models import resolve
 from recipes.common.run import Run
 from recipes.common.supervision import audit
 from rewards.contract import Reward
@@ -56,7 +54,7 @@ ON_CPU = Args().on_cpu(max_steps=40, batch_size=8, eval_problems=64)
 SMOKE = {"max_steps": 3, "batch_size": 4, "virtual_tokens": 4}
 
 
-def sft_config(args: Args, run: Run) -> Any:
+def sft_config(args: Args, run: Run) -> object:
     from trl import SFTConfig
 
     return SFTConfig(
@@ -74,11 +72,10 @@ def sft_config(args: Args, run: Run) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = triviaqa.load("train", source=args.source)
     test = triviaqa.load("test", source=args.source, limit=args.eval_problems)
-    run = Run.open("triviaqa_sft", spec, args, correct="exact_match_reward", format=None)
-    model, tokenizer = adapters.load(args, spec)
+    run = Run.open("triviaqa_sft", args, correct="exact_match_reward", format=None)
+    model, tokenizer = adapters.load(args, run.spec)
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=MAX_ANSWER)
     from trl import SFTTrainer
 

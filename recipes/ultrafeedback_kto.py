@@ -19,7 +19,6 @@ to 100), margin 0 -> 6.1, KL 0.8 nats a token. Its answers became direct (cut of
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -28,7 +27,7 @@ from data.preferences import label_weights, unpaired
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
 from recipes.common.args import PreferenceArgs, split_batch
-from recipes.common.models import load, resolve
+from recipes.common.models import load
 from recipes.common.preference import assessment, check_and_watch, reference_name, switch_off_reference
 from recipes.common.run import Run
 
@@ -57,7 +56,7 @@ ON_CPU = Args().on_cpu(learning_rate=5e-4, max_steps=48, max_length=256, max_com
 SMOKE = {"max_steps": 3, "batch_size": 4, "max_completion_length": 8}
 
 
-def kto_config(args: Args, run: Run, weights: tuple[float, float]) -> Any:
+def kto_config(args: Args, run: Run, weights: tuple[float, float]) -> object:
     from trl import KTOConfig
 
     return KTOConfig(
@@ -78,13 +77,12 @@ def kto_config(args: Args, run: Run, weights: tuple[float, float]) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = ultrafeedback.load("train", source=args.source)
     test = ultrafeedback.load("test", source=args.source, limit=args.eval_pairs)
     prefer = judging.comparer(args)
     reference = reference_name(args.start_from)
-    run = Run.open("ultrafeedback_kto", spec, args, correct=PREFERENCE, format=None, reference=reference)
-    model, tokenizer = load(args, spec, max_seq_length=args.max_length)
+    run = Run.open("ultrafeedback_kto", args, correct=PREFERENCE, format=None, reference=reference)
+    model, tokenizer = load(args, run.spec, max_seq_length=args.max_length)
     assess = assessment(args, run, model, tokenizer, test, beta=args.beta)
     from trl import KTOTrainer
 

@@ -29,7 +29,7 @@ from eval.pairs import reward_records
 from recipes.common import cli, machine
 from recipes.common.args import RewardArgs, split_batch
 from recipes.common.model_table import ModelSpec
-from recipes.common.models import lora_targets, repair_tokenizer, resolve, weights_source
+from recipes.common.models import lora_targets, repair_tokenizer, weights_source
 from recipes.common.run import Run
 from recipes.common.supervision import audit_pairs
 from rewards import reward_model
@@ -87,7 +87,7 @@ def assess(args: Args, model: Any, tokenizer: Any, test: Any, stage: str) -> lis
     return reward_records(test, chosen, rejected, stage=stage)
 
 
-def reward_config(args: Args, run: Run) -> Any:
+def reward_config(args: Args, run: Run) -> object:
     from trl import RewardConfig
 
     return RewardConfig(
@@ -104,11 +104,10 @@ def reward_config(args: Args, run: Run) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = ultrafeedback.load("train", source=args.source)
     test = ultrafeedback.load("test", source=args.source, limit=args.eval_pairs)
-    run = Run.open("ultrafeedback_reward", spec, args, correct=PREFERENCE, format=None)
-    model, tokenizer = load_model(args, spec)
+    run = Run.open("ultrafeedback_reward", args, correct=PREFERENCE, format=None)
+    model, tokenizer = load_model(args, run.spec)
     scored = partial(assess, args, model, tokenizer, test)
     from trl import RewardTrainer
 

@@ -20,7 +20,6 @@ at 64 tokens: 94 -> 35 %), and no facts. At a learning rate of 1e-4: +6 points (
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -28,7 +27,7 @@ from data import ultrafeedback
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
 from recipes.common.args import PreferenceArgs, split_batch
-from recipes.common.models import load, resolve
+from recipes.common.models import load
 from recipes.common.preference import assessment, check_and_watch, rendered
 from recipes.common.run import Run
 
@@ -68,7 +67,7 @@ ON_CPU = Args().on_cpu(
 SMOKE = {"max_steps": 3, "batch_size": 4, "max_completion_length": 8}
 
 
-def simpo_config(args: Args, run: Run) -> Any:
+def simpo_config(args: Args, run: Run) -> object:
     from trl.experimental.cpo import CPOConfig
 
     return CPOConfig(
@@ -89,12 +88,11 @@ def simpo_config(args: Args, run: Run) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = ultrafeedback.load("train", source=args.source)
     test = ultrafeedback.load("test", source=args.source, limit=args.eval_pairs)
     prefer = judging.comparer(args)
-    run = Run.open("ultrafeedback_simpo", spec, args, correct=PREFERENCE, format=None)
-    model, tokenizer = load(args, spec, max_seq_length=args.max_length)
+    run = Run.open("ultrafeedback_simpo", args, correct=PREFERENCE, format=None)
+    model, tokenizer = load(args, run.spec, max_seq_length=args.max_length)
     assess = assessment(args, run, model, tokenizer, test, beta=args.beta, per_token=True)
     from trl.experimental.cpo import CPOTrainer
 

@@ -21,7 +21,7 @@ truer. No GPU has run this yet.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -29,7 +29,7 @@ from data import webgpt
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
 from recipes.common.args import PreferenceArgs, split_batch
-from recipes.common.models import load, resolve
+from recipes.common.models import load
 from recipes.common.preference import assessment, check_and_watch, reference_name, switch_off_reference
 from recipes.common.run import Run
 
@@ -66,7 +66,7 @@ ON_CPU = Args().on_cpu(
 SMOKE = {"max_steps": 3, "batch_size": 4, "max_completion_length": 8}
 
 
-def dpo_config(args: Args, run: Run) -> Any:
+def dpo_config(args: Args, run: Run) -> object:
     from trl import DPOConfig
 
     return DPOConfig(
@@ -86,13 +86,12 @@ def dpo_config(args: Args, run: Run) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
     train = webgpt.load("train", source=args.source)
     test = webgpt.load("test", source=args.source, limit=args.eval_pairs)
     prefer = judging.comparer(args)
     reference = reference_name(args.start_from)
-    run = Run.open("webgpt_dpo", spec, args, correct=PREFERENCE, format=None, reference=reference)
-    model, tokenizer = load(args, spec, max_seq_length=args.max_length)
+    run = Run.open("webgpt_dpo", args, correct=PREFERENCE, format=None, reference=reference)
+    model, tokenizer = load(args, run.spec, max_seq_length=args.max_length)
     assess = assessment(args, run, model, tokenizer, test, beta=args.beta)
     from trl import DPOTrainer
 

@@ -24,7 +24,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -32,7 +31,6 @@ from data import webgpt
 from recipes.common import cli, judging, machine
 from recipes.common.args import PPOArgs
 from recipes.common.grpo import assessment, load_policy
-from recipes.common.models import resolve
 from recipes.common.preference import freeze_reference, reference_name
 from recipes.common.run import Run
 
@@ -81,7 +79,7 @@ ON_CPU = Args().on_cpu(
 SMOKE = {"max_steps": 3, "batch_size": 8, "minibatch_size": 4, "max_completion_length": 8}
 
 
-def ppo_config(args: Args, run: Run) -> Any:
+def ppo_config(args: Args, run: Run) -> object:
     from recipes.common.ppo import PPOConfig
 
     return PPOConfig(
@@ -108,13 +106,12 @@ def ppo_config(args: Args, run: Run) -> Any:
 
 
 def main(args: Args) -> None:
-    spec = resolve(args.model)
-    rated_by, prefer = judging.rewarder(args, spec), judging.comparer(args)
+    rated_by, prefer = judging.rewarder(args), judging.comparer(args)
     train = webgpt.load("train", source=args.source)
     test = webgpt.load("test", source=args.source, limit=args.eval_prompts)
     reference = reference_name(args.start_from)
-    run = Run.open("webgpt_ppo", spec, args, correct=None, format=None, reference=reference)
-    policy = load_policy(args, spec, max_prompt_length=args.max_prompt_length)
+    run = Run.open("webgpt_ppo", args, correct=None, format=None, reference=reference)
+    policy = load_policy(args, run.spec, max_prompt_length=args.max_prompt_length)
     if args.start_from:
         freeze_reference(policy.model)
     from recipes.common.ppo import PPOTrainer, add_references, short_prompts

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 from eval.methods import Adapter
+
 from recipes.common.model_table import default_alias
 from recipes.common.rollouts import Choice
 
@@ -37,7 +38,12 @@ class RunArgs:
 
     def on_cpu(self, **changes: Any) -> Self:
         """These arguments without a GPU: the embedded model, in 16 bits, on our own rows, and `changes`."""
-        given: dict[str, Any] = {"model": default_alias(gpu=False), "source": "sample", "load_in_4bit": False, "adapter": "lora"}
+        given: dict[str, Any] = {
+            "model": default_alias(gpu=False),
+            "source": "sample",
+            "load_in_4bit": False,
+            "adapter": "lora",
+        }
         return replace(self, **{name: value for name, value in given.items() if name in vars(self)}, **changes)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.machine import REPOSITORY, has_gpu, quiet_libraries
+from recipes.common.models import resolve
 
 # Flags by their old names, where these mean something else to users of TRL or to another recipe.
 RENAMED = {
@@ -39,6 +40,7 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
         print(f"No GPU found: training {args.model} on the CPU.")
     quiet_libraries()
     try:
+        resolve(args.model)  # a name that nobody knows is told before any row is read
         if args.smoke:
             from recipes.common.stand_ins.tiny import tiny_folder
 

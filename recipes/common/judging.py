@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from eval.files import read_json
 from recipes.common import machine
-from recipes.common.model_table import ModelSpec, default_alias
+from recipes.common.model_table import default_alias
 from recipes.common.models import resolve, weights_source
 from recipes.common.stand_ins.smollm2 import cache_root
 from recipes.common.stand_ins.tiny import tiny_pairrm_folder
@@ -103,7 +103,7 @@ def _tell(judge: Judge, flag: str, scores: list[float | None], otherwise: str) -
     print(line)
 
 
-def rewarder(args: Any, spec: ModelSpec) -> Callable[[Any], Reward]:
+def rewarder(args: Any) -> Callable[[Any], Reward]:
     """What `--reward` names: a function that makes the reward for a policy. With `--smoke`, a tiny random PairRM.
 
     Raises:
@@ -113,7 +113,7 @@ def rewarder(args: Any, spec: ModelSpec) -> Callable[[Any], Reward]:
         return comparers.reward_by_name(str(tiny_pairrm_folder()))
     if args.reward != "trained":
         return comparers.reward_by_name(args.reward)
-    runs = Path(args.output_dir) / "ultrafeedback_reward" / spec.alias.replace("/", "--")
+    runs = Path(args.output_dir) / "ultrafeedback_reward" / resolve(args.model).alias.replace("/", "--")
     done = [path.parent for path in runs.glob("*/results.json") if read_json(path)["complete"]]
     if not done:
         raise ValueError(

@@ -31,6 +31,7 @@ from eval.winrate import describe, win_rate
 from recipes.common import machine
 from recipes.common.clock import Clock
 from recipes.common.model_table import ModelSpec
+from recipes.common.models import resolve
 from recipes.common.training import Training, tokens_per_second, weights_bytes
 from rewards.contract import Prefer
 from rewards.judge import Judge
@@ -73,7 +74,6 @@ class Run:
     def open(
         cls,
         recipe: str,
-        spec: ModelSpec,
         args: Any,
         *,
         correct: str | None,
@@ -86,8 +86,7 @@ class Run:
 
         Args:
             recipe: `<dataset>_<method>`.
-            spec: the model; its alias names a folder.
-            args: the recipe's dataclass.
+            args: the recipe's dataclass; the alias of the model that it names names a folder.
             correct: the score that says that a problem is solved; None where no answer is right or wrong, and the
                 held-out loss decides, or the sampled reward where no loss was measured.
             format: the score that says that a completion is well formed; None where any form will do.
@@ -99,6 +98,7 @@ class Run:
             ValueError: nothing to resume; the configuration changed, and the sentence lists the differences; or
                 the output folder cannot be written.
         """
+        spec = resolve(args.model)
         parent = Path(args.output_dir) / recipe / spec.alias.replace("/", "--")
         config = _configuration(args)
         if args.push_to_hub:
