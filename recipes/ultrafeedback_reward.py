@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import ultrafeedback
 from eval.metrics import PREFERENCE
 from eval.pairs import reward_records
+from eval.results import Records
 from recipes.common import cli
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import default_alias, repair_tokenizer, resolve, weights_source
@@ -129,7 +130,7 @@ def main(args: Args) -> None:
     run = Run.open("ultrafeedback_reward", spec, args, correct=PREFERENCE, format=None)
     model, tokenizer = load_model(args, spec)
 
-    def assess(stage: str) -> list[dict[str, Any]]:
+    def assess(stage: str) -> Records:
         chosen, rejected = (
             reward_model.score(
                 model, tokenizer, test["prompt"], [answer[0]["content"] for answer in test[side]],

@@ -11,18 +11,18 @@
 | prefix-tuning | keys and values before every layer (arXiv 2101.00190)      | transformers and PEFT   |
 
 The last three are stock-loaded because Unsloth's patched forward takes neither virtual tokens nor past key values.
-Imports torch, so recipes import `load` after unsloth, inside functions; `Adapter` costs nothing.
+Imports torch, so recipes import `load` after unsloth, inside functions.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
+from eval.methods import Adapter
 from recipes.common import machine
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import repair_tokenizer, weights_source
 from recipes.common.rollouts import contiguous_head
 
-Adapter = Literal["qlora", "lora", "dora", "p-tuning", "prefix-tuning", "prompt-tuning", "full"]
 PROMPT_LEARNING = ("p-tuning", "prefix-tuning", "prompt-tuning")
 # What the virtual tokens of prefix tuning start as: the keys and values of real text. Random ones, PEFT's default,
 # wreck the model first and spend their training on the repair.

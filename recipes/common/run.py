@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.files import write_json_atomic, write_text_atomic
-from eval.metrics import compare, short_name, side_scores, summarise, verdict
+from eval.methods import phase_of
+from eval.metrics import compare, headline, short_name, side_scores, summarise, verdict
 from eval.report import write_model_card, write_report
+from eval.results import MetricsLine, Records, Results, Stage, WinRate, read_lines, read_results
 from eval.winrate import Prefer, describe, win_rate
 from recipes.common import machine
 from recipes.common.model_table import ModelSpec
@@ -38,9 +40,7 @@ if TYPE_CHECKING:
 
 # These say where and how long to run, not what: they may differ when a run is resumed.
 NOT_CONFIGURATION = {"output_dir", "resume", "max_hours"}
-COMPLETE = "complete.json"  # written into a checkpoint last: without it the checkpoint was cut off
 PROMPT_ENCODER = "prompt_encoder.safetensors"
-Records = list[dict[str, Any]]
 
 
 class Run:
@@ -61,14 +61,14 @@ class Run:
     ) -> None:
         self.folder, self.recipe, self.spec, self.args, self.resumed = folder, recipe, spec, args, resumed
         self.correct, self.format, self.reference, self.beside = correct, format, reference, list(beside)
-        self.win_rate: dict[str, Any] | None = None
+        self.win_rate: WinRate | None = None
         self.started = time.monotonic()
         self.steps: dict[str, tuple[int, int]] = {}  # phase: made, planned
         self.parameters = (0, 0)  # trainable, all: of the model trained last
         self.stages: dict[str, Records] = {}  # that this session came to
         self.earlier: dict[str, Records] = {}  # that an earlier session left and this one may still come to
         if (folder / "completions.jsonl").exists():
-            for record in _read_jsonl(folder / "completions.jsonl"):
+            for record in read_lines(folder / "completions.jsonl"):
                 self.earlier.setdefault(record["stage"], []).append(record)
 
     @classmethod
@@ -131,7 +131,7 @@ class Run:
                 f"--resume found no run of {recipe} with {spec.alias} in {parent}; start one without --resume"
             )
         folder = candidates[0].parent
-        if (folder / "results.json").exists() and _read_json(folder / "results.json")["complete"]:
+        if (folder / "results.json").exists() and read_results(folder / "results.json")["complete"]:
             raise ValueError(f"the newest run, {folder}, is complete; start a new one without --resume")
         before = _read_json(candidates[0])
         changed = [
@@ -174,7 +174,7 @@ class Run:
 
     # Stages
 
-    def stage(self, name: str, evaluate: Callable[..., Records]) -> dict[str, Any]:
+    def stage(self, name: str, evaluate: Callable[..., Records]) -> Stage:
         """Evaluate stage `name` or read it back from an earlier session; print and return its summary."""
         if name in self.earlier:
             self.stages[name] = self.earlier.pop(name)
@@ -186,10 +186,10 @@ class Run:
         print(f"{name}: {', '.join(self._measured(summary))}")
         return summary
 
-    def _measured(self, summary: dict[str, Any]) -> Iterator[str]:
+    def _measured(self, summary: Stage) -> Iterator[str]:
         """What a stage measured, in the order of its line."""
         yield f"n = {summary['n']}"
-        if self.correct:
+        if summary["ci95"]:
             low, high = summary["ci95"]
             yield f"accuracy {summary['accuracy']:.1%} (95 % CI {low:.1%} to {high:.1%})"
         if summary["format_rate"] is not None:
@@ -206,8 +206,10 @@ class Run:
             yield f"sampled reward {summary['sampled_reward']:.3f}{_ends(interval)}"
         if decides and summary["greedy_reward"] is not None:
             yield f"greedy reward {summary['greedy_reward']:.3f}"
-        yield f"{summary['mean_length']:.0f} tokens"
-        yield f"{summary['truncation_rate']:.1%} truncated"
+        if summary["mean_length"] is not None:
+            yield f"{summary['mean_length']:.0f} tokens"
+        if summary["truncation_rate"] is not None:
+            yield f"{summary['truncation_rate']:.1%} truncated"
 
     def judge(self, prefer: Prefer, prompts: Sequence[Any]) -> None:
         """Let `prefer` compare what the model wrote to `prompts` at the last stage with what it did at the first."""
@@ -245,6 +247,8 @@ class Run:
 
         Metrics that a killed session logged after it are dropped too: their steps will be made again.
         """
+        from recipes.common.callbacks import COMPLETE
+
         whole = None
         for folder in self.checkpoints(phase).glob("checkpoint-*"):
             if not (folder / COMPLETE).exists():
@@ -287,12 +291,12 @@ class Run:
         """
         from recipes.common.callbacks import attach
 
-        phase = Path(trainer.args.output_dir).name.replace("_", " ")
+        phase = phase_of(trainer)
         self.earlier.clear()  # what this session has not come to yet shows the model after less training
         checkpoint, planned = self.last_checkpoint(phase), trainer.args.max_steps
         if hasattr(trainer.model, "prompt_encoder"):
             _keep_prompt_encoder(trainer, checkpoint)  # first: what marks a checkpoint as whole comes after it
-        attach(trainer, self, phase)
+        attach(trainer, phase, log=self.log_metrics, time_left=self.time_left)
         self.parameters = _parameter_counts(trainer.model)
         made = _step(checkpoint) if checkpoint else 0
         if checkpoint and made >= planned:  # a trainer resumed after its last step would make one more
@@ -315,10 +319,10 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"phase": phase, "step": step, **clean}) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[MetricsLine]:
         """The lines of metrics.jsonl; a last line that a kill cut off is left out."""
         path = self.folder / "metrics.jsonl"
-        return list(_read_jsonl(path)) if path.exists() else []
+        return list(read_lines(path)) if path.exists() else []
 
     def save_adapter(self, name: str, model: Any, tokenizer: Any) -> Path:
         """Save what was trained as safetensors, with tokenizer and template, in folder `name`; atomically.
@@ -358,20 +362,20 @@ class Run:
 
     # The end
 
-    def finish(self, judge: "Judge | None" = None) -> dict[str, Any]:
+    def finish(self, judge: "Judge | None" = None) -> Results:
         """Write results.json, report.html and the model card; say what `judge` was asked, where one rewarded.
 
         The run is complete when its last phase made all its steps; then the checkpoints go.
         """
         phase = list(self.steps)[-1]
         made, planned = self.steps[phase]
-        judged_by = {"correct": self.correct, "format": self.format}
+        judged_by: dict[str, Any] = {"correct": self.correct, "format": self.format}
         summaries = {name: summarise(records, **judged_by) for name, records in self.stages.items()}
         names = list(summaries)
         pairs = [*pairwise(names), *([(names[0], names[-1])] if len(names) > 2 else [])]
         comparisons = [compare(self.stages[a], self.stages[b], **judged_by) for a, b in pairs]
         whole = comparisons[-1]
-        results = {
+        results: Results = {
             "recipe": self.recipe,
             "model": self.spec.alias,
             "base_model": self.spec.hub_id,
@@ -382,16 +386,14 @@ class Run:
             "date": datetime.now().date().isoformat(),
             "machine": machine.describe(),
             "command": " ".join(["python", *sys.argv]),
-            **judged_by,
+            "correct": self.correct,
+            "format": self.format,
             "reference": self.reference,
             "beside": self.beside,
             "win_rate": self.win_rate,
             "judge": judge.summary() if judge else None,
             "stages": list(summaries.values()),
-            "paired": {
-                **{key: whole[key] for key in ("from", "to", "n", "measure")},
-                **{key: whole[whole["measure"]].get(key) for key in ("delta", "ci95", "p")},  # no p but of accuracy
-            },
+            "paired": headline(whole),
             "comparisons": comparisons,
             "training": {
                 "trainable_parameters": self.parameters[0],
@@ -468,7 +470,7 @@ def _weights_bytes(folder: Path) -> int | None:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
 
 
-def _tokens_per_second(lines: Iterable[dict[str, Any]]) -> float | None:
+def _tokens_per_second(lines: Iterable[MetricsLine]) -> float | None:
     """Tokens that one phase trained on a second, without padding: median over its steps. None where none were counted.
 
     A session's first step, which warms up, is left out, as is the one across two sessions: TRL counts from 0 in each.
@@ -488,12 +490,3 @@ def _step(checkpoint: Path) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    # Not splitlines, which also cuts at a U+2028 that a model wrote.
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed session
-            return
