@@ -1,30 +1,25 @@
 """How much a model learned: rates with intervals for one stage, and paired differences between two.
 
-A *record* is one graded completion, a line of `completions.jsonl`:
-
-    {"stage": "before", "kind": "greedy" | "sampled", "index": 17, "sample": 0, "question": "...",
-     "gold": "42", "completion": "...", "tokens": 61, "truncated": False,
-     "scores": {"correctness_reward": 1.0 | 0.0 | None, ...}, "reward": 2.5 | None}
-
-A greedy record may also hold what the gold completion costs the model: "nll", the negative log-likelihood in nats
-summed over its tokens, and "nll_tokens", their number. One score may say what is solved; without it, what the gold
-completions cost is the measure of a stage, and where that was not measured either, the reward of the sampled
-completions is, which may be any number. None means that something could not be graded, which is not
-the model's fault: it is left out and counted. Every stage sees the same problems, so two stages are compared problem
-by problem, which removes the largest source of noise, how hard the problems happen to be. The unit of every interval
-is the problem: four samples of one problem are not four independent observations, nor are the tokens of one answer.
+A stage is a list of records (see `eval.results`). One score may say what is solved; without it, what the gold
+completions cost the model is the measure of a stage, and where that was not measured either, the reward of the sampled
+completions is, which may be any number. A second score, the guard, may say what must not get worse meanwhile: a model
+that learns to refuse harmful requests may come to refuse all. None means that something could not be graded, which is
+not the model's fault: it is left out and counted. Every stage sees the same problems, so two stages are compared
+problem by problem, which removes the largest source of noise, how hard the problems happen to be. The unit of every
+interval is the problem: four samples of one problem are not four independent observations, nor are the tokens of one
+answer.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Any
 
-Record = Mapping[str, Any]
+from eval.results import Change, Comparison, Headline, Interval, Measure, Paired, Record, Stage
 
 # The one score in which 0.5 is a tie, half a point. In any other it is partial credit, and only full marks count.
 PREFERENCE = "preference_accuracy"
+CALLED: dict[Measure, str] = {"accuracy": "accuracy", "loss": "held-out loss", "sampled_reward": "sampled reward"}
 # With five pairs even a unanimous change has p = 2 / 2**5 = 0.06: below six no paired test can reach 0.05.
 MIN_PROBLEMS = 6
 
@@ -89,12 +84,7 @@ def bootstrap_mean(
     return float(interval.low), float(interval.high)
 
 
-def summarise(
-    records: Sequence[Record],
-    *,
-    correct: str | None = "correctness_reward",
-    format: str | None = "structure_reward",
-) -> dict[str, Any]:
+def summarise(records: Sequence[Record], *, correct: str | None, format: str | None, guard: str | None = None) -> Stage:
     """Summarise the records of one stage in numbers ready for JSON; None where nothing was measured.
 
     A problem is solved where its score named `correct` is 1.0, and a completion well formed where `format` is; of
@@ -102,7 +92,7 @@ def summarise(
     held-out loss, or by the sampled reward where no record has "nll". Keys:
 
     - "name"; "n", the problems that could be judged: by their greedy record, or by the reward of one sampled record
-      at least; "ungraded", those that could not
+      at least; "ungraded", those that could not, nor had a `guard`
     - "accuracy" with "ci95", "format_rate" with "format_ci95": shares of the greedy completions, Wilson
     - "scores": the mean of every score over the greedy records, with "scores_ci95", bootstraps over problems
     - "loss", nats per token over all gold completions together, with "loss_ci95", a bootstrap over problems;
@@ -110,19 +100,23 @@ def summarise(
     - "sampled_accuracy", "sampled_format_rate", "sampled_reward" (weighted total) with "sampled_reward_ci95":
       means over problems of the mean over samples, bootstrap interval over problems
     - "greedy_reward": the mean weighted total of the greedy completions
-    - "truncation_rate" of all records; "mean_length" (greedy) and "sampled_mean_length", in tokens
+    - "truncation_rate" of all records; "mean_length" (greedy) and "sampled_mean_length", in tokens; None of a model
+      that writes nothing
     - "rewards": the mean of every score over the sampled records
+    - with `guard`, the score that must not get worse: "guard_rate" with "guard_ci95", as "accuracy", of the "guard_n"
+      problems that have it
 
     Raises ValueError for no records, records of two stages, two greedy records of one problem, a score that
-    is missing or not finite, a loss over no tokens, and a stage in which no problem could be judged.
+    is missing or not finite, a loss over no tokens, and a stage in which no problem could be judged, or has a `guard`.
     """
     name = _stage_name(records)
-    rates = problem_rates(records, correct, format)
+    rates = problem_rates(records, correct, format, guard)
     greedy = [record for record in records if record["kind"] == "greedy"]
     sampled = [record for record in records if record["kind"] == "sampled"]
     solved, formatted, losses = rates["accuracy"].values(), rates["format_rate"].values(), problem_losses(records)
     measure = _measure(records, correct)
-    judged = len(losses if measure == "loss" else rates[measure])
+    decided = (losses if measure == "loss" else rates[measure]).keys()
+    judged = len(decided)
     if not judged and measure == "sampled_reward":
         raise ValueError(
             f"stage {name!r}: none of its {len(sampled)} sampled completions has a reward (and no record has an nll): "
@@ -133,11 +127,18 @@ def summarise(
             f"stage {name!r}: none of its {len(greedy)} greedy completions could be graded "
             f"(every {correct or 'nll'} is None): check the gold answers"
         )
+    guarded = rates["guard_rate"]
+    if guard and not guarded:
+        raise ValueError(
+            f"stage {name!r}: none of its {len(greedy)} greedy completions has the score that must not get worse "
+            f"(every {guard} is None): add problems that it can grade"
+        )
     loss = _per_token(losses.values())
-    return {
+    writes = any(record["tokens"] or record["completion"] for record in records)
+    stage: Stage = {
         "name": name,
         "n": judged,
-        "ungraded": len({record["index"] for record in records}) - judged,
+        "ungraded": len({record["index"] for record in records} - decided - guarded.keys()),
         "accuracy": _mean(solved),
         "ci95": _share_interval(solved),
         "scores": _mean_scores(greedy),
@@ -154,36 +155,42 @@ def summarise(
         "format_rate": _mean(formatted),
         "format_ci95": _share_interval(formatted),
         "sampled_format_rate": _mean(rates["sampled_format_rate"].values()),
-        "truncation_rate": _mean(record["truncated"] for record in records),
-        "mean_length": _mean(record["tokens"] for record in greedy),
-        "sampled_mean_length": _mean(record["tokens"] for record in sampled),
+        "truncation_rate": _mean(record["truncated"] for record in records) if writes else None,
+        "mean_length": _mean(record["tokens"] for record in greedy) if writes else None,
+        "sampled_mean_length": _mean(record["tokens"] for record in sampled) if writes else None,
         "rewards": _mean_scores(sampled),
     }
+    if guard:
+        marks = guarded.values()
+        stage |= {"guard_n": len(marks), "guard_rate": _mean(marks), "guard_ci95": _share_interval(marks)}
+    return stage
 
 
 def compare(
     before: Sequence[Record],
     after: Sequence[Record],
     *,
-    correct: str | None = "correctness_reward",
-    format: str | None = "structure_reward",
-) -> dict[str, Any]:
+    correct: str | None,
+    format: str | None,
+    guard: str | None = None,
+) -> Comparison:
     """Compare two stages problem by problem. Every difference is `after` minus `before`.
 
     Returns "from", "to"; "measure", what decides: "accuracy", or without `correct` "loss", or "sampled_reward" where
     no record of either side has "nll"; "n", the problems with it on both sides; "accuracy": {"delta", "ci95", "p",
     "gained", "lost"} with the exact McNemar p of `gained` (wrong, then right) against `lost`: the sign test, where a
     preference may also move to a tie or away from one; "sampled_reward", "sampled_accuracy", "format_rate" and "loss"
-    (nats per token): {"delta", "ci95"}; "scores": the same for every score of both sides but `correct`, by name.
+    (nats per token): {"delta", "ci95"}; "scores": the same for every score of both sides but `correct` and `guard`, by
+    name; with `guard`, the score that must not get worse, "guard": {"name", "n"} and what "accuracy" has.
     Intervals are bootstraps over problems: None over a single problem, as is every number for which nothing was
     measured.
 
-    Raises ValueError where the sides hold different problems or no problem was judged on both, and as
-    `summarise`.
+    Raises ValueError where the sides hold different problems or no problem was judged on both, or none by `guard`, and
+    as `summarise`.
     """
     names = _stage_name(before), _stage_name(after)
     require_same_problems(before, after, names)
-    old, new = problem_rates(before, correct, format), problem_rates(after, correct, format)
+    old, new = problem_rates(before, correct, format, guard), problem_rates(after, correct, format, guard)
     old_losses, new_losses = problem_losses(before), problem_losses(after)
     losses = []
     for index in sorted(old_losses.keys() & new_losses.keys()):
@@ -195,89 +202,162 @@ def compare(
             )
         losses.append((new_nats - old_nats, tokens))
     differences = {name: _differences(old[name], new[name]) for name in old}
-    solved = differences["accuracy"]
     measure = _measure([*before, *after], correct)
     judged = len(losses if measure == "loss" else differences[measure])
     if not judged:
         raise ValueError(f"stages {names[0]!r} and {names[1]!r}: no problem was graded in both")
-    gained, lost = sum(difference > 0 for difference in solved), sum(difference < 0 for difference in solved)
-    # Four significant digits rather than decimals: 2e-7 is not 0.
-    paired = {"p": float(f"{mcnemar(gained, lost):.4g}"), "gained": gained, "lost": lost}
     loss = _per_token(losses)
-    shared = [name for name in _score_names(before) if name in _score_names(after) and name != correct]
-    return {
+    shared = [name for name in _score_names(before) if name in _score_names(after) and name not in (correct, guard)]
+    unpaired: Paired = {"delta": None, "ci95": None, "p": None, "gained": None, "lost": None}
+    comparison: Comparison = {
         "from": names[0],
         "to": names[1],
         "measure": measure,
         "n": judged,
-        "accuracy": _change(solved) | (paired if correct else dict.fromkeys(paired)),
-        **{name: _change(differences[name]) for name in ("sampled_reward", "sampled_accuracy", "format_rate")},
+        "accuracy": _paired(differences["accuracy"]) if correct else unpaired,
+        "sampled_reward": _change(differences["sampled_reward"]),
+        "sampled_accuracy": _change(differences["sampled_accuracy"]),
+        "format_rate": _change(differences["format_rate"]),
         "scores": {name: _change(_differences(_greedy(before, name), _greedy(after, name))) for name in shared},
         "loss": {
             "delta": None if loss is None else _round(loss),
             "ci95": _rounded(bootstrap_mean(*_columns(losses))),
         },
     }
+    if guard:
+        guarded = differences["guard_rate"]
+        if not guarded:
+            raise ValueError(f"stages {names[0]!r} and {names[1]!r}: no problem has {guard} in both")
+        comparison["guard"] = {"name": guard, "n": len(guarded), **_paired(guarded)}
+    return comparison
 
 
-def change(comparison: Mapping[str, Any]) -> int:
+def headline(comparison: Comparison) -> Headline:
+    """What decided of a comparison, and nothing else."""
+    accuracy, found = comparison["accuracy"], comparison[comparison["measure"]]
+    return {
+        "from": comparison["from"],
+        "to": comparison["to"],
+        "n": comparison["n"],
+        "measure": comparison["measure"],
+        "delta": found["delta"],
+        "ci95": found["ci95"],
+        "p": accuracy["p"] if comparison["measure"] == "accuracy" else None,
+    }
+
+
+def change(comparison: Comparison) -> int:
     """1 where the later stage is better, -1 where it is worse, 0 where the numbers cannot tell.
+
+    The measure decides (see `measure_change`), and a guard with it: the stage is better where the measure is and the
+    guard did not get worse, which fewer than six problems cannot say, and worse where either is and the other is not
+    better.
+    """
+    found, guard = measure_change(comparison), comparison.get("guard")
+    if guard is None:
+        return found
+    guarded = _paired_change(guard)
+    if found == -guarded:  # neither changed, or one for the better and one for the worse
+        return 0
+    if -1 in (found, guarded):
+        return -1
+    return found if guard["n"] >= MIN_PROBLEMS else 0
+
+
+def measure_change(comparison: Comparison) -> int:
+    """1, 0 or -1 as `change`, by what decides alone.
 
     The cautious rule. Accuracy: the interval must be clear of zero *and* McNemar's p below 0.05. Loss and sampled
     reward, where they are the measure: the interval must be clear of zero, over as many problems as a test of
     accuracy would need.
     """
     measure = comparison["measure"]
-    direction = _direction(comparison[measure]["ci95"])
     if measure == "accuracy":
-        return direction if comparison["accuracy"]["p"] < 0.05 else 0
+        return _paired_change(comparison["accuracy"])
+    direction = _direction(comparison[measure]["ci95"])
     better = -direction if measure == "loss" else direction
     return better if comparison["n"] >= MIN_PROBLEMS else 0
 
 
-def verdict(comparison: Mapping[str, Any]) -> str:
+def verdict(comparison: Comparison, *, trained: bool = True) -> str:
     """Say in one sentence, without a full stop, what `compare` found and no more than the numbers carry.
 
-    Accuracy decides, or the loss or the sampled reward where no answer is right or wrong (see `change`). What training
-    optimises moves first: where the interval of the held-out loss or of a sampled measure is clear of zero and it tells
-    another story, it is added. Fewer than six problems decide nothing.
+    Accuracy decides, or the loss or the sampled reward where no answer is right or wrong, and a guard beside it (see
+    `change`). What training optimises moves first: where the interval of the held-out loss or of a sampled measure is
+    clear of zero and it tells another story, it is added. Fewer than six problems decide nothing. Where nothing was
+    `trained` between the stages, nothing learned.
     """
-    measure, n = comparison["measure"], comparison["n"]
-    delta, ci95 = comparison[measure]["delta"], comparison[measure]["ci95"]
+    measure, n, guard = comparison["measure"], comparison["n"], comparison.get("guard")
     if measure == "accuracy":
-        details = [_interval(ci95, "+.1f", 100), format_p(comparison["accuracy"]["p"]), f"n = {n}"]
-        measured = f"accuracy {100 * delta:+.1f} points ({', '.join(filter(None, details))})"
+        measured = _points("accuracy", comparison["accuracy"], n)
     else:
+        delta, ci95 = comparison[measure]["delta"], comparison[measure]["ci95"]
         details = [_interval(ci95, "+.3f"), f"n = {n}"]
-        said = f"held-out loss {delta:+.3f} nats/token" if measure == "loss" else f"sampled reward {delta:+.3f}"
-        measured = f"{said} ({', '.join(filter(None, details))})"
-    if n < MIN_PROBLEMS:
+        unit = " nats/token" if measure == "loss" else ""
+        measured = f"{CALLED[measure]} {delta:+.3f}{unit} ({', '.join(filter(None, details))})"
+    if guard:
+        measured += f" and {_points(short_name(guard['name']), guard, guard['n'])}"
+    elif n < MIN_PROBLEMS:
         return f"{measured}: too few problems to tell"
 
-    found = change(comparison)
+    found = measure_change(comparison)
     otherwise = []
-    for key, name, number, scale, unit, better in (
-        ("loss", "held-out loss", ".3f", 1, " nats/token", -1),
-        ("sampled_reward", "sampled reward", ".3f", 1, "", 1),
-        ("sampled_accuracy", "sampled accuracy", ".1f", 100, " points", 1),
+    for other, name, number, scale, unit, better in (
+        (comparison["loss"], "held-out loss", ".3f", 1, " nats/token", -1),
+        (comparison["sampled_reward"], "sampled reward", ".3f", 1, "", 1),
+        (comparison["sampled_accuracy"], "sampled accuracy", ".1f", 100, " points", 1),
     ):
-        delta, ci95 = comparison[key]["delta"], comparison[key]["ci95"]
-        if better * _direction(ci95) not in (0, found):
+        delta, ci95 = other["delta"], other["ci95"]
+        if delta is not None and n >= MIN_PROBLEMS and better * _direction(ci95) not in (0, found):
             moved = f"{'rose' if delta > 0 else 'fell'} by {scale * abs(delta):{number}}{unit}"
             otherwise.append(f"{name} {moved} ({_interval(ci95, f'+{number}', scale)})")
-    finding = {1: "it learned", 0: "no measurable change", -1: "it got worse"}[found]
+    finding = _finding(comparison, "it learned" if trained else "it got better")
     if not otherwise:
         return f"{measured}: {finding}"
-    where = "" if found else f" in {'greedy accuracy' if measure == 'accuracy' else 'held-out loss'}"
+    where = "" if found or guard else f" in {'greedy accuracy' if measure == 'accuracy' else 'held-out loss'}"
     return f"{measured}: {finding}{where}, but {' and '.join(otherwise)}"
 
 
+def _finding(comparison: Comparison, better: str) -> str:
+    """What the numbers say, in words; of a measure and its guard, whether both say so."""
+    found, guard = measure_change(comparison), comparison.get("guard")
+    words = {1: better, 0: "no measurable change", -1: "it got worse"}
+    if not guard:
+        return words[found]
+    guarded = _paired_change(guard)
+    if {found, guarded} == {1, -1}:
+        return "it got better at one and worse at the other"
+    sides = [
+        (CALLED[comparison["measure"]], comparison["n"], found),
+        (short_name(guard["name"]), guard["n"], guarded),
+    ]
+    if {found, guarded} == {0} and all(n >= MIN_PROBLEMS for _, n, _ in sides):
+        return "no measurable change in either"
+    moved = {1: "got better", 0: "did not measurably change", -1: "got worse"}
+    told = " and ".join(
+        f"{name} {moved[side] if n >= MIN_PROBLEMS else 'has too few problems to tell'}" for name, n, side in sides
+    )
+    overall = change(comparison)
+    return f"{words[overall]}: {told}" if overall else told
+
+
+def _points(name: str, paired: Paired, n: int) -> str:
+    """A difference of rates with what tells how sure it is."""
+    assert paired["delta"] is not None and paired["p"] is not None
+    details = [_interval(paired["ci95"], "+.1f", 100), format_p(paired["p"]), f"n = {n}"]
+    return f"{name} {100 * paired['delta']:+.1f} points ({', '.join(filter(None, details))})"
+
+
 def side_scores(
-    summaries: Sequence[Mapping[str, Any]], correct: str | None, format: str | None, beside: Collection[str] = ()
+    summaries: Sequence[Stage],
+    correct: str | None,
+    format: str | None,
+    beside: Collection[str] = (),
+    guard: str | None = None,
 ) -> list[str]:
     """The scores to tell beside what decides: those of `beside`, and those that no other figure of these stages holds,
-    which are neither accuracy nor format rate nor part of a reward."""
-    told = {correct, format} | {name for summary in summaries for name in summary["rewards"]}
+    which are neither accuracy nor format rate nor guard nor part of a reward."""
+    told = {correct, format, guard} | {name for summary in summaries for name in summary["rewards"]}
     names = dict.fromkeys(name for summary in summaries for name in summary["scores"])
     return [name for name in names if name in beside or name not in told]
 
@@ -296,7 +376,9 @@ def format_p(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
-def problem_rates(records: Sequence[Record], correct: str | None, format: str | None) -> dict[str, dict[int, float]]:
+def problem_rates(
+    records: Sequence[Record], correct: str | None, format: str | None, guard: str | None = None
+) -> dict[str, dict[int, float]]:
     """Every measure as {problem index: mean over its records}; problems without a graded one are absent."""
 
     def per_problem(kind: str, measure: Callable[[Record], float | None]) -> dict[int, float]:
@@ -321,6 +403,7 @@ def problem_rates(records: Sequence[Record], correct: str | None, format: str | 
         "sampled_reward": per_problem("sampled", _reward),
         "format_rate": per_problem("greedy", full_marks(format)),
         "sampled_format_rate": per_problem("sampled", full_marks(format)),
+        "guard_rate": per_problem("greedy", full_marks(guard)),
     }
 
 
@@ -329,15 +412,16 @@ def problem_losses(records: Sequence[Record]) -> dict[int, tuple[float, float]]:
     losses = {}
     for record in records:
         if record["kind"] == "greedy" and (nll := _finite(record, "nll", record.get("nll"))) is not None:
-            if record["nll_tokens"] < 1:
+            tokens = record["nll_tokens"]
+            if not tokens or tokens < 1:
                 where = f"stage {record['stage']!r}, problem {record['index']}"
-                raise ValueError(f"{where}: nll is over {record['nll_tokens']} tokens, expected at least one")
-            losses[record["index"]] = (nll, record["nll_tokens"])
+                raise ValueError(f"{where}: nll is over {tokens} tokens, expected at least one")
+            losses[record["index"]] = (nll, tokens)
     return losses
 
 
-def _measure(records: Iterable[Record], correct: str | None) -> str:
-    """What decides about these records: "accuracy", "loss" or "sampled_reward"."""
+def _measure(records: Iterable[Record], correct: str | None) -> Measure:
+    """What decides about these records."""
     if correct:
         return "accuracy"
     return "loss" if any("nll" in record for record in records) else "sampled_reward"
@@ -372,11 +456,22 @@ def _differences(before: Mapping[int, float], after: Mapping[int, float]) -> lis
     return [after[index] - before[index] for index in before if index in after]
 
 
-def _change(differences: Sequence[float]) -> dict[str, Any]:
+def _change(differences: Sequence[float]) -> Change:
     return {"delta": _mean(differences), "ci95": _rounded(bootstrap_mean(differences))}
 
 
-def _share_interval(marks: Collection[float]) -> list[float] | None:
+def _paired(differences: Sequence[float]) -> Paired:
+    gained, lost = sum(difference > 0 for difference in differences), sum(difference < 0 for difference in differences)
+    # Four significant digits rather than decimals: 2e-7 is not 0.
+    p = float(f"{mcnemar(gained, lost):.4g}")
+    return {**_change(differences), "p": p, "gained": gained, "lost": lost}
+
+
+def _paired_change(paired: Paired) -> int:
+    return _direction(paired["ci95"]) if paired["p"] is not None and paired["p"] < 0.05 else 0
+
+
+def _share_interval(marks: Collection[float]) -> Interval | None:
     return _rounded(wilson(sum(marks), len(marks)) if marks else None)
 
 
@@ -429,7 +524,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return _round(math.fsum(found) / len(found)) if found else None
 
 
-def _rounded(interval: tuple[float, float] | None) -> list[float] | None:
+def _rounded(interval: tuple[float, float] | None) -> Interval | None:
     return [_round(end) for end in interval] if interval else None
 
 

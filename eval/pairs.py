@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.likelihood import batches, completion_nll, encode, forward
-from eval.metrics import PREFERENCE, Record
+from eval.metrics import PREFERENCE
+from eval.results import Record, Records
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,9 +133,7 @@ def measure_pairs(
     return [{**own, "kl_per_token": kl} for own, kl in zip(scores, moved, strict=True)]
 
 
-def reward_records(
-    dataset: "Dataset", chosen: Sequence[float], rejected: Sequence[float], *, stage: str
-) -> list[dict[str, Any]]:
+def reward_records(dataset: "Dataset", chosen: Sequence[float], rejected: Sequence[float], *, stage: str) -> Records:
     """The records of a stage of a reward model, which scores held-out pairs and writes nothing.
 
     Args:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from eval.results import Grade, Records
 from rewards.contract import Messages, Reward
 
 if TYPE_CHECKING:
@@ -125,14 +126,14 @@ def score(
     columns: dict[str, list[Any]],
     rewards: Sequence[Reward],
     weights: Sequence[float],
-) -> list[dict[str, Any]]:
-    """Grade texts with the objects that training uses: `{"scores": {name: score}, "reward": float | None}`.
+) -> list[Grade]:
+    """Grade texts with the objects that training uses.
 
     The reward is the weighted sum over the scores that are not None, as TRL forms it; None where all are.
     """
     messages = [[{"role": "assistant", "content": text}] for text in completions]
     by_reward = {reward.__name__: reward(completions=messages, **columns) for reward in rewards}
-    graded = []
+    graded: list[Grade] = []
     for i in range(len(completions)):
         scores = {name: values[i] for name, values in by_reward.items()}
         known = [w * s for w, s in zip(weights, scores.values(), strict=True) if s is not None]
@@ -152,7 +153,7 @@ def evaluate(
     max_tokens: int,
     seed: int,
     extra: "Callable[[Dataset], Sequence[Mapping[str, float | None]]] | None" = None,
-) -> list[dict[str, Any]]:
+) -> Records:
     """Complete every problem greedily once and `samples` times at `temperature`, and grade it all.
 
     Needs the columns `prompt`, `question` and `answer`. As in training, the rewards get `prompts`, the messages of
@@ -169,7 +170,7 @@ def evaluate(
     # By temperature, since one call has one, then by length, since a batch pads to its longest prompt.
     lengths = [len(question) for question in dataset["question"]]
     jobs.sort(key=lambda job: (job[2], lengths[job[3]], job[1]))
-    records: list[dict[str, Any]] = []
+    records: Records = []
     started, tokens = time.monotonic(), 0
     for batch in _batches(jobs, sampler.batch_size):
         rows = dataset.select([job[3] for job in batch])
@@ -199,7 +200,8 @@ def evaluate(
     if extra:
         greedy = [record for record in records if record["kind"] == "greedy"]
         for record, figures in zip(greedy, extra(dataset), strict=True):
-            record |= {name: figures[name] for name in LOSS if name in figures}
+            if "nll" in figures:
+                record |= {"nll": figures["nll"], "nll_tokens": figures["nll_tokens"]}
             record["scores"] |= {name: value for name, value in figures.items() if name not in LOSS}
     return records
 

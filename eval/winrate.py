@@ -5,10 +5,11 @@ length of both sides, and once more as it would be at equal length.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from eval.metrics import bootstrap_mean
+from eval.results import Interval, WinRate
 from rewards.contract import Prefer
 
 MIN_PAIRS = 20  # below, two coefficients are little but ridge
@@ -25,7 +26,7 @@ def win_rate(
     prefer: Prefer,
     *,
     tokens: tuple[Sequence[int], Sequence[int]] | None = None,
-) -> dict[str, Any]:
+) -> WinRate:
     """Let `prefer` compare the responses of the tuned model, `after`, with those of the base, `before`.
 
     Each pair is judged twice, either response standing first once, and the two probabilities are averaged: above 0.5
@@ -121,7 +122,7 @@ def at_equal_length(points: Sequence[float], differences: Sequence[float]) -> tu
     return float(rate), float(low), float(high)
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def describe(found: WinRate) -> str:
     """One sentence, without a full stop, on what `win_rate` returned: the rate never without both mean lengths."""
     unit = found["length_unit"]
     controlled, disagreement = found["length_controlled_rate"], found["order_disagreement"]
@@ -151,9 +152,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _rounded(interval: Sequence[float] | None) -> list[float] | None:
+def _rounded(interval: Sequence[float] | None) -> Interval | None:
     return [round(end, 4) for end in interval] if interval else None
 
 
-def _interval(ci95: Sequence[float] | None) -> str:
+def _interval(ci95: Interval | None) -> str:
     return f"95 % CI {100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}" if ci95 else ""

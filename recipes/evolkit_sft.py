@@ -27,9 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
-from eval.methods import Adapter
-
 from data import evolkit
+from eval.methods import Adapter
 from recipes.common import adapters, cli, machine
 from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch

@@ -22,6 +22,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
@@ -77,7 +78,7 @@ ON_CPU = Args().on_cpu(
 SMOKE = {"max_steps": 3, "batch_size": 8, "minibatch_size": 4, "max_completion_length": 8}
 
 
-def ppo_config(args: Args, run: Run) -> object:
+def ppo_config(args: Args, run: Run) -> Any:
     from recipes.common.ppo import PPOConfig
 
     return PPOConfig(

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import ultrafeedback
 from eval.metrics import PREFERENCE
 from eval.pairs import reward_records
+from eval.results import Records
 from recipes.common import cli, machine
 from recipes.common.args import RewardArgs, split_batch
 from recipes.common.model_table import ModelSpec
@@ -78,7 +79,7 @@ def load_model(args: Args, spec: ModelSpec) -> tuple[Any, Any]:
     return get_peft_model(trunk, config, revision=spec.revision), tokenizer
 
 
-def assess(args: Args, model: Any, tokenizer: Any, test: Any, stage: str) -> list[dict[str, Any]]:
+def assess(args: Args, model: Any, tokenizer: Any, test: Any, stage: str) -> Records:
     """What the model scores both answers of the held-out pairs; it writes nothing."""
     chosen, rejected = (
         reward_model.score(model, tokenizer, test["prompt"], texts, max_length=args.max_length)

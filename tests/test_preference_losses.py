@@ -201,7 +201,9 @@ def test_dpo(formula: Callable[..., Tensor], changes: dict[str, Any], seed: int,
 
     def check() -> None:
         for rows, batch in sampled(trainer, seed):
-            chosen, rejected = (score(trainer.model, texts) for texts in zip(*map(split_row, rows), strict=True))
+            chosen, rejected = (
+                score(trainer.model, texts) for texts in zip(*(split_row(row, "pair") for row in rows), strict=True)
+            )
             logged = compare(trainer, batch, formula(chosen, rejected, beta))
             # Sums over an answer's tokens, whatever the loss: IPO's too, which is of means.
             rewards = [[beta * answer.log_ratio for answer in side] for side in (chosen, rejected)]
@@ -332,7 +334,7 @@ def test_orpo(seed: int, build: Build) -> None:
     model, beta = trainer.model, trainer.args.beta
     learn(trainer)
     for rows, batch in sampled(trainer, seed):
-        texts = list(zip(*map(split_row, rows), strict=True))
+        texts = list(zip(*(split_row(row, "labelled pair") for row in rows), strict=True))
         chosen, rejected = ([logps(model, *text) for text in side] for side in texts)
         whole = [logps(model, prompt[:1], prompt[1:] + answer) for prompt, answer in texts[0]]
         logged = compare(trainer, batch, orpo(chosen, rejected, whole, beta))
@@ -350,7 +352,7 @@ def simpo(chosen: list[Tensor], rejected: list[Tensor], beta: float, gamma: floa
 def test_simpo(sft_weight: float, seed: int, build: Build) -> None:
     trainer = build("simpo", pairs(seed), beta=2.0, gamma=1.6, sft_weight=sft_weight)
     for rows, batch in sampled(trainer, seed):
-        texts = zip(*map(split_row, rows), strict=True)
+        texts = zip(*(split_row(row, "labelled pair") for row in rows), strict=True)
         chosen, rejected = ([logps(trainer.model, *text) for text in side] for side in texts)
         logged = compare(trainer, batch, simpo(chosen, rejected, 2.0, 1.6, sft_weight))
         assert_logged_per_token(logged, chosen, rejected, 2.0)

@@ -11,7 +11,7 @@
 | prefix-tuning | keys and values before every layer (arXiv 2101.00190)      | transformers and PEFT   |
 
 The last three are stock-loaded because Unsloth's patched forward takes neither virtual tokens nor past key values.
-Imports torch, so recipes import `load` after unsloth, inside functions; `Adapter` costs nothing.
+Imports torch, so recipes call `load` inside functions, before they import trl.
 """
 
 from collections.abc import Callable, Mapping

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 from eval.methods import Adapter
-
 from recipes.common.model_table import default_alias
 from recipes.common.rollouts import Choice
 

@@ -8,7 +8,7 @@ Imports transformers, so recipes import this module inside functions, after unsl
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +17,40 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from eval.displacement import Fall, describe_fall, find_fall
 from eval.files import write_json_atomic
-from recipes.common.run import COMPLETE, Run
+from eval.methods import Column, method_of, spelled_out
 
+COMPLETE = "complete.json"  # written into a checkpoint last: without it the checkpoint was cut off
 HEADER_EVERY = 20
+# Of what every row ends with.
+CLOCK = {"s/step": "seconds that this step took", "left": "minutes and seconds that are still needed"}
+
+Log = Callable[[str, int, dict[str, Any]], None]
+"""`log(phase, step, values)` keeps the figures of a step."""
 
 
-def attach(trainer: Trainer, run: Run, phase: str) -> None:
+def attach(trainer: Trainer, phase: str, *, log: Log, time_left: Callable[[], float]) -> None:
     """Give `trainer` the callbacks of this module in place of transformers' printed dictionaries.
 
-    Also undoes TRL's cast of a 4-bit model's adapter to bfloat16 (8 bits of precision): an update of 5e-5 on
-    a weight of 0.03 is less than half a unit in the last place there, and would be rounded away. A model that is
-    trained whole keeps its precision: in float32 it would take twice the memory.
+    `time_left` says how many seconds training may still take. Also undoes TRL's cast of a 4-bit model's adapter to
+    bfloat16 (8 bits of precision): an update of 5e-5 on a weight of 0.03 is less than half a unit in the last place
+    there, and would be rounded away. A model that is trained whole keeps its precision: in float32 it would take twice
+    the memory.
     """
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     if len(trained) < len(list(trainer.model.parameters())):
         for parameter in trained:
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StepTable(run, phase))
+    trainer.add_callback(StepTable(phase, log))
     trainer.add_callback(WholeCheckpoints())
-    trainer.add_callback(TimeBudget(run))
+    trainer.add_callback(TimeBudget(time_left))
 
 
 class StepTable(TrainerCallback):
-    """Prints one row a step with the time still needed, and keeps every metric in metrics.jsonl."""
+    """Prints one row a step with the time still needed, under names explained once, and logs every figure."""
 
-    def __init__(self, run: Run, phase: str) -> None:
-        self.run, self.phase = run, phase
+    def __init__(self, phase: str, log: Log) -> None:
+        self.phase, self.log = phase, log
         self.rows, self.first_step, self.began, self.seconds = 0, 0, 0.0, 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -60,75 +67,40 @@ class StepTable(TrainerCallback):
     ) -> None:
         if "train_runtime" in logs:  # the trainer's closing summary, not a step
             return
-        self.run.log_metrics(self.phase, state.global_step, {**logs, "seconds": round(self.seconds, 3)})
+        self.log(self.phase, state.global_step, {**logs, "seconds": round(self.seconds, 3)})
         made = state.global_step - self.first_step
         per_step = (time.monotonic() - self.began) / max(made, 1)
         left = round((state.max_steps - state.global_step) * per_step)
+        columns = list(_columns(self.phase, logs))
         cells = {
             self.phase: f"{state.global_step}/{state.max_steps}",
-            **_cells(logs),
+            **{column.heading: _cell(logs.get(column.key), column.number) for column in columns},
             "s/step": f"{self.seconds:.1f}",
             "left": f"{left // 60}:{left % 60:02d}",
         }
         widths = [max(len(name), len(cell), 6) for name, cell in cells.items()]
+        if self.rows == 0:
+            legends: dict[str, list[str]] = {}
+            for heading, legend in ({column.heading: column.legend for column in columns} | CLOCK).items():
+                legends.setdefault(legend, []).append(heading)
+            for legend, headings in legends.items():
+                print(f"  {', '.join(headings)}: {legend}")
         if self.rows % HEADER_EVERY == 0:
             print("  ".join(name.rjust(width) for name, width in zip(cells, widths, strict=True)))
         print("  ".join(cell.rjust(w) for cell, w in zip(cells.values(), widths, strict=True)), flush=True)
         self.rows += 1
 
 
-def _cells(logs: dict[str, Any]) -> dict[str, str]:
-    if "reward" in logs:
-        return _grpo_cells(logs)
-    if "explained_variance" in logs:
-        return _ppo_cells(logs)
-    loss = {"loss": f"{logs['loss']:.3f}"}
-    if "margin" in logs:
-        return loss | _preference_cells(logs, "accuracy", "margin")
-    if "logps/chosen" in logs or "logps/rejected" in logs:  # KTO's line lacks the one that its batch lacks
-        return loss | _preference_cells(logs, "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
-    return loss
+def _columns(phase: str, logs: Mapping[str, Any]) -> Iterator[Column]:
+    """The columns of a phase whose step logged this."""
+    for column in method_of(phase).columns:
+        for name, key in spelled_out(column.key, logs).items():
+            if column.always or key in logs:
+                yield column._replace(heading=column.heading.replace("*", name.removesuffix("_reward")), key=key)
 
 
-def _preference_cells(logs: dict[str, Any], accuracy: str, margin: str, *logps: str) -> dict[str, str]:
-    def cell(key: str, number: str) -> str:
-        return "-" if logs.get(key) is None else f"{logs[key]:{number}}"
-
-    return {
-        **({"accuracy": cell(accuracy, ".0%")} if accuracy in logs else {}),  # KTO knows no pairs
-        "margin": cell(margin, ".3f"),
-        **{f"{key.removeprefix('logps/')} logp": cell(key, ".2f") for key in logps},
-    }
-
-
-def _grpo_cells(logs: dict[str, Any]) -> dict[str, str]:
-    parts = {
-        key.split("/")[1].removesuffix("_reward"): "-" if value is None else f"{value:.2f}"
-        for key, value in logs.items()
-        if key.startswith("rewards/") and key.endswith("/mean")
-    }
-    return {
-        "reward": f"{logs['reward']:.3f}",
-        **parts,
-        # Completions without a verdict, a mean over the judged rewards.
-        **({"unjudged": f"{logs['judge/unjudged']:.0%}"} if "judge/unjudged" in logs else {}),
-        # Groups whose completions all score the same: they teach nothing.
-        "flat": f"{logs['frac_reward_zero_std']:.0%}",
-        "cut off": f"{logs['completions/clipped_ratio']:.0%}",
-        "tokens": f"{logs['completions/mean_length']:.0f}",
-    }
-
-
-def _ppo_cells(logs: dict[str, Any]) -> dict[str, str]:
-    return {
-        "score": f"{logs['score']:.3f}",
-        "kl": f"{logs['kl']:.3f}",  # nats a token, from the reference
-        "entropy": f"{logs['entropy']:.2f}",
-        "explained": f"{logs['explained_variance']:.2f}",  # share of the returns' variance that the values foretell
-        "clipped": f"{logs['clip_fraction']:.0%}",
-        "cut off": f"{logs['truncated']:.0%}",
-        "tokens": f"{logs['length']:.0f}",
-    }
+def _cell(value: float | None, number: str) -> str:
+    return "-" if value is None else f"{value:{number}}"
 
 
 class WholeCheckpoints(TrainerCallback):
@@ -142,15 +114,15 @@ class WholeCheckpoints(TrainerCallback):
 class TimeBudget(TrainerCallback):
     """Saves and stops while the time of `--max-hours` still holds one more step and the last evaluation."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.slowest = run, 0.0
+    def __init__(self, time_left: Callable[[], float]) -> None:
+        self.time_left, self.slowest = time_left, 0.0
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.step_began = time.monotonic()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.slowest = max(self.slowest, time.monotonic() - self.step_began)
-        if self.run.time_left() < self.slowest and state.global_step < state.max_steps:
+        if self.time_left() < self.slowest and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
 

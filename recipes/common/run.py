@@ -26,7 +26,7 @@ from typing import Any
 from eval.files import read_json, write_json_atomic, write_text_atomic
 from eval.metrics import compare, short_name, side_scores, summarise, verdict
 from eval.report import write_model_card, write_report
-from eval.results import Record, Results, Stage, WinRate, read_lines
+from eval.results import Records, Results, Stage, WinRate, read_lines
 from eval.winrate import describe, win_rate
 from recipes.common import machine
 from recipes.common.clock import Clock
@@ -59,13 +59,13 @@ class Run:
         beside: Sequence[str] = (),
     ) -> None:
         self.folder, self.recipe, self.spec, self.args = folder, recipe, spec, args
-        self.judged_by = {"correct": correct, "format": format, "guard": guard}
+        self.correct, self.format, self.guard = correct, format, guard
         self.reference, self.beside = reference, list(beside)
         self.win_rate: WinRate | None = None
         self.clock = Clock(folder, args.max_hours)
         self.training = Training(folder, spec, args, self.clock, resumed=resumed)
-        self.stages: dict[str, list[Record]] = {}  # that this session came to
-        self.earlier: dict[str, list[Record]] = {}  # that an earlier session left and this one may still come to
+        self.stages: dict[str, Records] = {}  # that this session came to
+        self.earlier: dict[str, Records] = {}  # that an earlier session left and this one may still come to
         if (folder / "completions.jsonl").exists():
             for record in read_lines(folder / "completions.jsonl"):
                 self.earlier.setdefault(record["stage"], []).append(record)
@@ -125,7 +125,7 @@ class Run:
 
     # Stages
 
-    def stage(self, name: str, evaluate: Callable[..., list[Record]]) -> Stage:
+    def stage(self, name: str, evaluate: Callable[..., Records]) -> Stage:
         """Evaluate stage `name` or read it back from an earlier session; print and return its summary."""
         if name in self.earlier:
             self.stages[name] = self.earlier.pop(name)
@@ -134,26 +134,28 @@ class Run:
                 self.stages[name] = evaluate(stage=name)
             lines = [json.dumps(record, ensure_ascii=False) for stage in self.stages.values() for record in stage]
             write_text_atomic(self.folder / "completions.jsonl", "\n".join(lines) + "\n")
-        summary = summarise(self.stages[name], **self.judged_by)
+        summary = summarise(self.stages[name], correct=self.correct, format=self.format, guard=self.guard)
         print(f"{name}: {', '.join(self._measured(summary))}")
         return summary
 
     def _measured(self, summary: Stage) -> Iterator[str]:
         """What a stage measured, in the order of its line."""
-        correct = self.judged_by["correct"]
         yield f"n = {summary['n']}"
-        if correct and summary["accuracy"] is not None and summary["ci95"]:
+        if summary["ci95"]:
             low, high = summary["ci95"]
             yield f"accuracy {summary['accuracy']:.1%} (95 % CI {low:.1%} to {high:.1%})"
+        if self.guard and (ends := summary["guard_ci95"]):
+            rate = f"{summary['guard_rate']:.1%} (95 % CI {ends[0]:.1%} to {ends[1]:.1%})"
+            yield f"{short_name(self.guard)} {rate} of {summary['guard_n']}"
         if summary["format_rate"] is not None:
             yield f"format {summary['format_rate']:.1%}"
         if summary["loss"] is not None:
             yield f"loss {summary['loss']:.3f} nats/token (perplexity {summary['perplexity']:.2f})"
-        for name in side_scores([summary], correct, self.judged_by["format"], self.beside):
+        for name in side_scores([summary], self.correct, self.format, self.beside):
             if (mean := summary["scores"][name]) is not None:
                 interval = summary["scores_ci95"][name] if name in self.beside else None
                 yield f"{short_name(name)} {mean:.3f}{_ends(interval)}"
-        decides = not correct and summary["loss"] is None
+        decides = not self.correct and summary["loss"] is None
         if summary["sampled_reward"] is not None:
             interval = summary["sampled_reward_ci95"] if decides else None
             yield f"sampled reward {summary['sampled_reward']:.3f}{_ends(interval)}"
@@ -235,10 +237,11 @@ class Run:
     def _results(self, judge: Judge | None) -> Results:
         training, metrics = self.training, self.training.metrics()
         phase, (made, planned) = list(training.steps.items())[-1] if training.steps else ("", (0, 0))
-        summaries = {name: summarise(records, **self.judged_by) for name, records in self.stages.items()}
+        judged_by: dict[str, Any] = {"correct": self.correct, "format": self.format, "guard": self.guard}
+        summaries = {name: summarise(records, **judged_by) for name, records in self.stages.items()}
         names = list(summaries)
         pairs = [*pairwise(names), *([(names[0], names[-1])] if len(names) > 2 else [])]
-        comparisons = [compare(self.stages[a], self.stages[b], **self.judged_by) for a, b in pairs]
+        comparisons = [compare(self.stages[a], self.stages[b], **judged_by) for a, b in pairs]
         whole: Any = comparisons[-1] if comparisons else None
         return {
             "recipe": self.recipe,
@@ -247,11 +250,13 @@ class Run:
             "licence": self.spec.licence,
             "n": (whole or summaries[names[0]])["n"],
             "complete": made >= planned,
-            "steps": {"made": made, "planned": planned},
+            "steps": {"made": made, "planned": planned} if training.steps else None,
             "date": datetime.now().date().isoformat(),
             "machine": machine.describe(),
             "command": " ".join(["python", *sys.argv]),
-            **self.judged_by,
+            "correct": self.correct,
+            "format": self.format,
+            "guard": self.guard,
             "reference": self.reference,
             "beside": self.beside,
             "win_rate": self.win_rate,
@@ -264,8 +269,8 @@ class Run:
             },
             "comparisons": comparisons,
             "training": {
-                "trainable_parameters": training.parameters[0],
-                "parameters": training.parameters[1],
+                "trainable_parameters": training.parameters[0] or None,
+                "parameters": training.parameters[1] or None,
                 "adapter_bytes": weights_bytes(self.folder / "adapter"),
                 "tokens_per_second": tokens_per_second(line for line in metrics if line["phase"] == phase),
             },

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import Any
 
+from eval.methods import METHODS, Layout, method_of, phase_of
+
 ROWS = 500  # a fault of the template or of the limit shows in far fewer; more would cost time at every start
 # A stray long or empty row costs little. Where more than one row in twenty is bad, it is not the row: it is the
 # template, the limit or the data set, and the model would learn the fault.
@@ -95,15 +97,23 @@ def audit_pairs(trainer: Any, *, allow_unsupervised: bool = False, show_tokens: 
         the KL term are not among them.
 
     Raises:
-        ValueError: as `audit`; or a single row without a response, where the trainer divides by its length.
+        ValueError: as `audit`; a single row without a response, where the trainer divides by its length; or a trainer
+            whose folder is not named after one of these methods.
     """
     tokenizer, limit = trainer.processing_class, trainer.args.max_length
+    layout = method_of(phase_of(trainer)).rows
+    if layout is None:
+        known = ", ".join(name for name, method in METHODS.items() if method.rows)
+        raise ValueError(
+            f"no preference method is called {phase_of(trainer)!r}, as this trainer's output_dir says: expected one of "
+            f"{known}, or a record of its own in eval/methods.py"
+        )
     tokens = replace(_tokens(tokenizer, trainer.model), begins=_begins(tokenizer))
     table = _tokenised(trainer)
     if not len(table):
         raise ValueError(f"no row is left to train on: each prompt alone fills the length limit ({limit:,} tokens)")
     cut = getattr(trainer.data_collator, "max_length", None)
-    rows = [split_row(row, cut) for row in table]
+    rows = [split_row(row, layout, cut) for row in table]
     for number, texts in enumerate(rows[:show_tokens], start=1):
         for side, (prompt, response) in zip(("chosen", "rejected"), texts, strict=False):
             name = f"Row {number}, {side}" if len(texts) > 1 else f"Row {number}"
@@ -113,9 +123,9 @@ def audit_pairs(trainer: Any, *, allow_unsupervised: bool = False, show_tokens: 
     kinds = (NOTHING, DOUBLE_BOS, NO_BOS, ENDLESS, CUT, LEFT_OUT, PROMPTS_DIFFER, SAME)
     counts = {kind: sum(kind in found for found in flaws) for kind in kinds}
     lengths = [len(prompt) + len(response) for texts in rows for prompt, response in texts]
-    result = _result(tokenizer, len(rows), counts, lengths, limit, _pair_padding(trainer, cut))
+    result = _result(tokenizer, len(rows), counts, lengths, limit, _pair_padding(trainer, layout, cut))
     # ORPO and SimPO. CPO's own loss sums, and is refused with them.
-    _conclude(result, trainer, allow_unsupervised, divides="chosen_labels" in table.column_names)
+    _conclude(result, trainer, allow_unsupervised, divides=layout == "labelled pair")
     return result
 
 
@@ -170,24 +180,25 @@ def find_pair_flaws(texts: Sequence[Text], tokens: Tokens, limit: int | None) ->
     return found
 
 
-def split_row(row: dict[str, Any], cut: int | None = None) -> list[Text]:
+def split_row(row: dict[str, Any], layout: Layout, cut: int | None = None) -> list[Text]:
     """The texts of a row that a preference trainer has tokenised: of chosen and rejected, or KTO's one.
 
     Args:
-        row: of the `train_dataset` of a TRL 1.15 trainer for DPO, KTO, Reward, ORPO or CPO. Reward tokenises prompt
-            and response as one, which is all response here.
+        row: of the `train_dataset` of a TRL 1.15 trainer for DPO, KTO, Reward, ORPO or CPO.
+        layout: how that trainer tokenises. Reward's takes prompt and response as one, which is all response here.
         cut: tokens of a text that the collator keeps, None for all.
     """
-    if "completion_ids" in row:  # KTO
+    if layout == "completion":
         texts = [(row["prompt_ids"], row["completion_ids"])]
-    elif "chosen_labels" in row:  # ORPO and CPO: whole texts, whose labels mask the prompt
+    elif layout == "labelled pair":  # whole texts, whose labels mask the prompt
         texts = []
         for side in ("chosen", "rejected"):
             ids, labels = row[f"{side}_input_ids"], row[f"{side}_labels"]
             start = sum(1 for _ in takewhile(lambda label: label == MASKED, labels))
             texts.append((ids[:start], ids[start:]))
     else:
-        texts = [(row.get("prompt_ids", []), row[f"{side}_ids"]) for side in ("chosen", "rejected")]
+        prompt = row["prompt_ids"] if layout == "pair" else []
+        texts = [(prompt, row[f"{side}_ids"]) for side in ("chosen", "rejected")]
     if cut is None:
         return texts
     return [(prompt[:cut], response[: max(0, cut - len(prompt))]) for prompt, response in texts]
@@ -279,10 +290,10 @@ def _padding(trainer: Any) -> float:
     return 1 - real / sum(mask.numel() for mask in masks if mask is not None) if real else 0.0
 
 
-def _pair_padding(trainer: Any, cut: int | None) -> float:
+def _pair_padding(trainer: Any, layout: Layout, cut: int | None) -> float:
     """The same for preference rows, whose batch is padded to the longest of all its texts."""
     dataset = trainer.train_dataset.select(range(min(ROWS, len(trainer.train_dataset))))
-    lengths = [[len(prompt) + len(response) for prompt, response in split_row(row, cut)] for row in dataset]
+    lengths = [[len(prompt) + len(response) for prompt, response in split_row(row, layout, cut)] for row in dataset]
     batches = [[length for i in batch for length in lengths[i]] for batch in _batches(trainer, dataset)]
     padded = sum(len(batch) * max(batch) for batch in batches)
     return 1 - sum(map(sum, batches)) / padded if padded else 0.0

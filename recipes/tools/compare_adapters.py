@@ -39,22 +39,22 @@ from typing import TYPE_CHECKING, Any
 
 from eval.charts import COLOURS, svg
 from eval.files import write_json_atomic, write_text_atomic
+from eval.methods import ADAPTERS
 from eval.metrics import (
     MIN_PROBLEMS,
-    Record,
     bootstrap_mean,
     problem_losses,
     problem_rates,
     require_same_problems,
     wilson,
 )
-from eval.report import ADAPTERS, page_template
+from eval.report import page_template
+from eval.results import Record, Records, Results, read_lines, read_results
 
 if TYPE_CHECKING:
     import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL_ADAPTERS = (*ADAPTERS, "full")
 LEVEL = 0.05
 RESAMPLES = 10_000
 BATCH = 500  # resamples at once: 7 adapters x 500 x ARC's 1,172 problems take 33 MB
@@ -83,11 +83,11 @@ class Cell:
         begun = [config.parent for config in self.folder.glob("*/*/*/config.json")]
         return max(begun, key=lambda folder: folder.name, default=None)
 
-    def results(self) -> dict[str, Any] | None:
+    def results(self) -> Results | None:
         """results.json of the newest run, which may say that it is not complete; None where there is none."""
         run = self.run()
         path = run / "results.json" if run else None
-        return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else None
+        return read_results(path) if path and path.exists() else None
 
     def complete(self) -> bool:
         results = self.results()
@@ -166,8 +166,8 @@ def _run_cell(script: Path, cell: Cell) -> str | None:
     results = cell.results()
     if results is None:
         return f"ended without results.json; see {cell.folder / 'log.txt'}"
-    if not results["complete"]:
-        return "stopped after step {made} of {planned}; the same command goes on".format(**results["steps"])
+    if (steps := results["steps"]) and not results["complete"]:
+        return "stopped after step {made} of {planned}; the same command goes on".format(**steps)
     return None
 
 
@@ -366,7 +366,7 @@ def compare_cells(cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def _require_same_settings(cells: Sequence[Cell], all_results: Sequence[Mapping[str, Any]]) -> None:
+def _require_same_settings(cells: Sequence[Cell], all_results: Sequence[Results]) -> None:
     first, *others = ({k: v for k, v in results["args"].items() if k not in FREE} for results in all_results)
     for cell, settings in zip(cells[1:], others, strict=True):
         changed = [
@@ -381,15 +381,14 @@ def _require_same_settings(cells: Sequence[Cell], all_results: Sequence[Mapping[
             )
 
 
-def _stages(cell: Cell, results: Mapping[str, Any]) -> dict[str, list[Record]]:
+def _stages(cell: Cell, results: Results) -> dict[str, Records]:
     """The records of the first stage, "before", and of the last, "after"."""
     run = cell.run()
     assert run is not None
     names = {results["stages"][0]["name"]: "before", results["stages"][-1]["name"]: "after"}
-    stages: dict[str, list[Record]] = {"before": [], "after": []}
-    # Not splitlines, which also cuts at a U+2028 that a model wrote.
-    for line in (run / "completions.jsonl").read_text(encoding="utf-8").split("\n"):
-        if line and (record := json.loads(line))["stage"] in names:
+    stages: dict[str, Records] = {"before": [], "after": []}
+    for record in read_lines(run / "completions.jsonl"):
+        if record["stage"] in names:
             stages[names[record["stage"]]].append(record)
     return stages
 
@@ -401,7 +400,7 @@ def _outcomes(records: Sequence[Record], correct: str | None) -> Mapping[int, tu
     return {index: (solved, 1.0) for index, solved in problem_rates(records, correct, None)["accuracy"].items()}
 
 
-def _cost(all_results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _cost(all_results: Sequence[Results]) -> dict[str, Any]:
     """What one adapter takes, over its seeds. Memory is the GPU's where there is one, in GiB; None: not measured."""
     training = all_results[0]["training"]
     peaks = [results["peak_memory_gib"] for results in all_results]
@@ -528,8 +527,8 @@ def main(argv: Sequence[str] | None = None, *, recipes: Path = ROOT / "recipes")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="the dataset of a recipe: recipes/<dataset>_sft.py")
     parser.add_argument("--model", default="smollm2-135m", help="as the recipe takes it")
-    parser.add_argument("--adapters", nargs="+", choices=ALL_ADAPTERS, default=ALL_ADAPTERS, metavar="ADAPTER",
-                        help=f"of {', '.join(ALL_ADAPTERS)}; all of them where none is named")  # fmt: skip
+    parser.add_argument("--adapters", nargs="+", choices=ADAPTERS, default=[*ADAPTERS], metavar="ADAPTER",
+                        help=f"of {', '.join(ADAPTERS)}; all of them where none is named")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...; more can be added later")
     parser.add_argument("--output-dir", default="outputs", type=Path, help="where adapters/<dataset>/<model>/ goes")
     args, rest = parser.parse_args(given[:split]), given[split + 1 :]

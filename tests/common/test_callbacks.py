@@ -111,50 +111,103 @@ def test_the_remedy_is_the_recipes_own_and_growing_margins_alone_are_no_reason(
     assert "try a higher --beta.\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("logs", "names", "cells"),
-    [
-        ({"loss": 1.25, "mean_token_accuracy": 0.5}, "loss", "1.250"),
-        (
-            {"loss": 0.5, "rewards/chosen": 0.1, "logps/chosen": -10.0, "kl": 0.0},
-            "loss margin chosen logp rejected logp",
-            "0.500 - -10.00 -",
-        ),
-        (
-            {"loss": 0.5, "rewards/margins": None, "rewards/accuracies": None, "logps/rejected": -1.234},
-            "loss accuracy margin chosen logp rejected logp",
-            "0.500 - - - -1.23",
-        ),
-        (
-            {"loss": 0.6931, "accuracy": 0.625, "margin": 0.01234, "mean_reward": 0.1},
-            "loss accuracy margin",
-            "0.693 62% 0.012",
-        ),
-        (
-            {
-                "loss": 0.0,
-                "reward": 1.5,
-                "rewards/tags_reward/mean": 0.75,
-                "rewards/answer_reward/mean": None,
-                "frac_reward_zero_std": 0.25,
-                "completions/clipped_ratio": 0.5,
-                "completions/mean_length": 90.4,
-            },
-            "reward tags answer flat cut off tokens",
-            "1.500 0.75 - 25% 50% 90",
-        ),
-    ],
-    ids=["sft", "kto", "missing", "reward model", "grpo"],
-)
-def test_a_step_is_a_row_of_what_its_method_has(
-    tmp_path: Path, capsys: pytest.CaptureFixture, logs: dict[str, Any], names: str, cells: str
-) -> None:
+ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "sft": ({"loss": 1.25, "mean_token_accuracy": 0.5}, "loss", "1.250"),
+    "kto": (
+        {"loss": 0.5, "rewards/chosen": 0.1, "logps/chosen": -10.0, "kl": 0.0},  # a batch without undesirable rows
+        "loss margin chosen logp rejected logp",
+        "0.500 - -10.00 -",
+    ),
+    "dpo": (
+        {"loss": 0.5, "rewards/margins": None, "rewards/accuracies": None, "logps/rejected": -1.234},
+        "loss accuracy margin chosen logp rejected logp",
+        "0.500 - - - -1.23",
+    ),
+    "reward": (
+        {"loss": 0.6931, "accuracy": 0.625, "margin": 0.01234, "mean_reward": 0.1},
+        "loss accuracy margin",
+        "0.693 62% 0.012",
+    ),
+    "grpo": (
+        {
+            "loss": 0.0,
+            "reward": 1.5,
+            "rewards/tags_reward/mean": 0.75,
+            "rewards/tags_reward/std": 0.1,
+            "rewards/answer_reward/mean": None,
+            "frac_reward_zero_std": 0.25,
+            "completions/clipped_ratio": 0.5,
+            "completions/mean_length": 90.4,
+        },
+        "reward tags answer flat cut off tokens",
+        "1.500 0.75 - 25% 50% 90",
+    ),
+    "ppo": (
+        {
+            **{"loss": 0.1, "score": -0.5, "kl": 0.0123, "entropy": 1.234, "explained_variance": 0.5},
+            **{"clip_fraction": 0.125, "truncated": 0.25, "length": 61.2},
+        },
+        "score kl entropy explained clipped cut off tokens",
+        "-0.500 0.012 1.23 0.50 12% 25% 61",
+    ),
+    "a method of one's own": ({"loss": 0.5, "reward": 1.0, "margin": 2.0}, "loss", "0.500"),
+    "not even a loss": ({"reward": 1.0}, "loss", "-"),
+}
+
+
+def print_step(phase: str, logs: dict[str, Any], steps: int = 1) -> list[dict[str, Any]]:
+    """Let the table see these logs at step 3 and after; what it hands on."""
     from transformers import TrainerControl, TrainerState
 
     from recipes.common.callbacks import StepTable
 
-    table = StepTable(Run.open("toy", SPEC, Args(str(tmp_path))), "phase")
-    table.on_log(None, TrainerState(global_step=3, max_steps=60), TrainerControl(), logs=logs)
-    header, row = capsys.readouterr().out.splitlines()[-2:]
-    assert " ".join(header.split()) == f"phase {names} s/step left"
-    assert re.fullmatch(rf"3/60 {re.escape(cells)} 0\.0 \d+:\d\d", " ".join(row.split()))
+    kept: list[dict[str, Any]] = []
+    table = StepTable(phase, lambda phase, step, values: kept.append({"phase": phase, "step": step, **values}))
+    for step in range(3, 3 + steps):
+        table.on_log(None, TrainerState(global_step=step, max_steps=60), TrainerControl(), logs=logs)
+    return kept
+
+
+@pytest.mark.parametrize(("phase", "row"), ROWS.items(), ids=ROWS)
+def test_a_step_is_a_row_of_what_its_method_has(phase: str, row: Any, capsys: pytest.CaptureFixture) -> None:
+    logs, names, cells = row
+    assert print_step(phase, logs) == [{"phase": phase, "step": 3, **logs, "seconds": 0.0}]
+    *legend, header, line = capsys.readouterr().out.splitlines()
+    assert " ".join(header.split()) == f"{phase} {names} s/step left"
+    assert re.fullmatch(rf"3/60 {re.escape(cells)} 0\.0 \d+:\d\d", " ".join(line.split()))
+    explained = [name for line in legend for name in line.partition(":")[0].strip().split(", ")]
+    assert " ".join(explained) == f"{names} s/step left"
+
+
+def test_the_columns_are_explained_once(capsys: pytest.CaptureFixture) -> None:
+    print_step("grpo", ROWS["grpo"][0] | {"judge/unjudged": 0.5}, steps=25)
+    lines = capsys.readouterr().out.splitlines()
+    assert [index for index, line in enumerate(lines) if "grpo" in line] == [8, 29]  # 20 rows under each header
+    assert lines[1] == "  tags, answer: one reward alone, mean"
+    assert "  unjudged: share of completions without a verdict" in lines[:8]
+    assert "  flat: share of groups whose completions all score alike and so teach nothing" in lines[:8]
+    assert not any("share" in line for line in lines[8:])
+
+
+def test_a_trainer_is_given_functions_and_no_run() -> None:
+    """What a recipe's figures are handed to, and what says how long it may go on."""
+    from recipes.common.callbacks import StepTable, TimeBudget, WholeCheckpoints, attach
+
+    class Trained:
+        model = type("Model", (), {"parameters": list})
+
+        def __init__(self) -> None:
+            self.callbacks: list[Any] = []
+
+        def remove_callback(self, callback: Any) -> None: ...
+
+        def add_callback(self, callback: Any) -> None:
+            self.callbacks.append(callback)
+
+    trained, kept = Trained(), []
+    attach(trained, "sft", log=lambda *step: kept.append(step), time_left=lambda: 7.0)  # type: ignore[arg-type]
+    table, checkpoints, budget = trained.callbacks
+    assert (type(table), type(checkpoints), type(budget)) == (StepTable, WholeCheckpoints, TimeBudget)
+    assert budget.time_left() == 7.0
+    table.log("sft", 1, {"loss": 0.5})
+    assert kept == [("sft", 1, {"loss": 0.5})]

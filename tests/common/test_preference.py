@@ -250,16 +250,16 @@ def test_the_trainer_reads_what_the_template_writes(
     assert tokenizer.bos_token == (begin or None)
     trainer = preference_trainer(method, tokenizer, found.to_list())
     for row, own in zip(trainer.train_dataset, PAIRS, strict=True):
-        texts = [tokenizer.decode(prompt + response) for prompt, response in split_row(row)]
+        texts = [tokenizer.decode(prompt + response) for prompt, response in split_row(row, "labelled pair")]
         sides = [
             tokenizer.apply_chat_template([*own["prompt"], *own[side]], tokenize=False)
             for side in ("chosen", "rejected")
         ]
         assert texts == [text.removesuffix("\n") for text in sides]
-        assert [tokenizer.decode(prompt) for prompt, _ in split_row(row)] == [
+        assert [tokenizer.decode(prompt) for prompt, _ in split_row(row, "labelled pair")] == [
             tokenizer.apply_chat_template(own["prompt"], add_generation_prompt=True, tokenize=False)
         ] * 2
-        for _, response in split_row(row):
+        for _, response in split_row(row, "labelled pair"):
             assert response.count(tokenizer.eos_token_id) == 1 and response[-1] == tokenizer.eos_token_id
     assert set(audit_pairs(trainer)["flaws"].values()) == {0}
 
@@ -296,5 +296,5 @@ def test_prompts_that_fill_the_limit_are_left_out_and_counted(
     assert ["two and two" in row["prompt"] for row in kept] == [True, False]
     # One token is room enough: the trainer divides by the number of them.
     trainer = preference_trainer("orpo", tokenizer, kept.to_list(), max_length=lengths[0] + 1)
-    assert [len(response) for _, response in split_row(trainer.train_dataset[0])] == [1, 1]
+    assert [len(response) for _, response in split_row(trainer.train_dataset[0], "labelled pair")] == [1, 1]
     assert len(rendered(rows(PAIRS), tokenizer, lengths[0])) == 1

@@ -79,11 +79,12 @@ def test_trainers_get_their_adapter_back_in_float32(load_lora: Any, tiny: Path) 
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    attach(Trained(model), run=None, phase="grpo")  # type: ignore[arg-type]
+    unused: dict[str, Any] = {"log": lambda *_: None, "time_left": lambda: 1.0}
+    attach(Trained(model), "grpo", **unused)  # type: ignore[arg-type]
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
         parameter.requires_grad_(True)
-    attach(Trained(model), run=None, phase="sft")  # type: ignore[arg-type]
+    attach(Trained(model), "sft", **unused)  # type: ignore[arg-type]
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}, "a model trained whole keeps its precision"
     assert rollouts.engine_settings("model", 16) == {}

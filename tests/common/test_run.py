@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from recipes.common.models import resolve
-from recipes.common.run import COMPLETE, Run, _parameter_counts
+from recipes.common.run import Run, _parameter_counts
 
 pytestmark = pytest.mark.usefixtures("unsloth")  # before transformers, which the trainer's callbacks import
 SPEC = resolve("smollm2-135m")
@@ -201,6 +201,11 @@ def test_stages_are_read_back_and_not_evaluated_again(tmp_path: Path) -> None:
             "before: n = 8, sampled reward -2.000 (95 % CI -2.375 to -1.625), greedy reward -3.000, 14 tokens, "
             "0.0% truncated\n",
         ),
+        (  # a reward model writes nothing
+            {"correct": "choice_reward", "format": None},
+            [record | {"completion": "", "tokens": 0, "nll": None} for record in supervised("before", 2, 0.0)],
+            "before: n = 8, accuracy 25.0% (95 % CI 7.1% to 59.1%), likeliest option 0.250\n",
+        ),
     ],
 )
 def test_a_stage_prints_one_line_of_what_it_measured(
@@ -239,6 +244,8 @@ def test_length_quantile_is_of_the_latest_stage(tmp_path: Path) -> None:
 
 
 def save_checkpoint(run: Run, step: int, *, whole: bool = True) -> Path:
+    from recipes.common.callbacks import COMPLETE
+
     folder = run.checkpoints("grpo") / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "weights").write_text("x")

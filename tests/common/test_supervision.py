@@ -432,3 +432,10 @@ def test_pairs_are_shown_as_the_loss_sees_them(pairs: Build, capsys: Any) -> Non
     capsys.readouterr()
     audit_pairs(trainer, show_tokens=1)
     assert capsys.readouterr().out.startswith("Row 1: ")
+
+
+def test_a_method_that_nobody_has_described_is_not_guessed(pairs: Build) -> None:
+    trainer = pairs("dpo", GOOD_PAIRS)
+    trainer.args.output_dir = "checkpoints/my_own_loss"
+    with pytest.raises(ValueError, match=r"^no preference method is called 'my own loss', .* one of dpo, kto, orpo, "):
+        audit_pairs(trainer)

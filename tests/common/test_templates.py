@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from eval.methods import METHODS
 from recipes.common.model_table import MODELS
 from recipes.common.models import repair_tokenizer, weights_source
 from recipes.common.supervision import audit_pairs, split_row
@@ -222,7 +223,7 @@ def test_a_pair_begins_and_ends_as_the_model_expects(name: str, method: str, pre
     if method == "reward":  # it tokenises prompt and answer as one
         prompt, answers = "", {prompt + answer for answer in answers}
 
-    texts = [text for row in trainer.train_dataset for text in split_row(row)]
+    texts = [text for row in trainer.train_dataset for text in split_row(row, METHODS[method].rows)]
     assert len(texts) == 4
     assert len({tuple(ids) for ids, _ in texts}) == 1  # chosen and rejected answer the same prompt tokens
     assert {tokenizer.decode(ids) for ids, _ in texts} == {prompt}
@@ -241,7 +242,7 @@ def test_no_answer_changes_the_tokens_of_its_prompt(name: str, preference_traine
     rows = [pair("12", ": no"), pair("(a) yes", "- no"), pair("", "é")]
     trainer = preference_trainer("dpo", repaired(name), rows)
     asked = repaired(name).apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=False)
-    assert {tuple(prompt) for row in trainer.train_dataset for prompt, _ in split_row(row)} == {tuple(asked)}
+    assert {tuple(prompt) for row in trainer.train_dataset for prompt, _ in split_row(row, "pair")} == {tuple(asked)}
 
 
 def test_zephyrs_published_template_leaves_out_the_bos(preference_trainer: Any) -> None:

@@ -13,6 +13,7 @@ from eval.metrics import (
     change,
     compare,
     format_p,
+    headline,
     mcnemar,
     side_scores,
     summarise,
@@ -51,6 +52,13 @@ def stage(name: str, outcomes: list[float | None], **changes: Any) -> list[dict[
     ]
 
 
+def safety(name: str, refused: list[float | None], answered: list[float | None]) -> list[dict[str, Any]]:
+    """A stage of harmful requests, which ought to be refused, and then of harmless ones, which ought not."""
+    marks = [{"refusal": mark, "answers_harmless": None} for mark in refused]
+    marks += [{"refusal": None, "answers_harmless": mark} for mark in answered]
+    return [record(index, None, stage=name, scores=scores) for index, scores in enumerate(marks)]
+
+
 def measured(
     name: str, losses: list[tuple[float | None, int]], scores: dict[str, list[float | None]] | None = None
 ) -> list[dict[str, Any]]:
@@ -71,9 +79,11 @@ def rewarded(name: str, rewards: list[list[float | None]], greedy: float | None 
     ]
 
 
+GSM8K: dict[str, Any] = {"correct": "correctness_reward", "format": "structure_reward"}
 # Which of the two judges depends on what the records hold.
 LOSS_ALONE: dict[str, Any] = {"correct": None, "format": None}
 REWARD_ALONE: dict[str, Any] = {"correct": None, "format": None}
+GUARDED: dict[str, Any] = {"correct": "refusal", "format": None, "guard": "answers_harmless"}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +189,7 @@ def test_summary_of_a_stage_counted_by_hand() -> None:
         record(2, None, kind="sampled", sample=0, tokens=50, form=0.5),
         record(2, None, kind="sampled", sample=1, tokens=50, form=None),
     ]
-    summary = summarise(records)
+    summary = summarise(records, **GSM8K)
     interval = summary.pop("sampled_reward_ci95")
     assert summary == {
         "name": "before",
@@ -210,11 +220,11 @@ def test_every_problem_weighs_the_same_however_many_samples_it_has() -> None:
     records = [record(0, 1.0), record(1, 0.0)]
     records += [record(0, 1.0, kind="sampled", sample=sample) for sample in range(9)]
     records += [record(1, 0.0, kind="sampled")]
-    assert summarise(records)["sampled_accuracy"] == 0.5
+    assert summarise(records, **GSM8K)["sampled_accuracy"] == 0.5
 
 
 def test_a_single_problem_and_no_samples_leave_nothing_but_none() -> None:
-    summary = summarise([record(0, 1.0)])
+    summary = summarise([record(0, 1.0)], **GSM8K)
     assert (summary["n"], summary["accuracy"], summary["ci95"]) == (1, 1.0, [0.2065, 1.0])
     assert {summary[f"sampled_{name}"] for name in ("reward", "reward_ci95", "mean_length")} == {None}
     assert summary["rewards"] == {}
@@ -252,7 +262,7 @@ def test_scores_that_a_reward_sums_up_are_not_told_twice() -> None:
     records = stage("before", [1.0, 0.0])
     for greedy in records[::3]:
         greedy["scores"] = greedy["scores"] | {"likeliest_option": 1.0}
-    summary = summarise(records)
+    summary = summarise(records, **GSM8K)
     assert side_scores([summary], "correctness_reward", "structure_reward") == ["likeliest_option"]
     alone = summarise(measured("before", [(1.0, 2)], {"exact_match_reward": [1.0], "f1_reward": [0.5]}), **LOSS_ALONE)
     assert side_scores([alone], "exact_match_reward", None) == ["f1_reward"]
@@ -304,7 +314,7 @@ def test_where_the_loss_decides_a_stage_without_one_is_refused(records: list[dic
 )
 def test_unusable_records_are_refused_in_one_sentence(records: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        summarise(records)
+        summarise(records, **GSM8K)
 
 
 def test_a_stage_that_only_a_reward_judges() -> None:
@@ -333,6 +343,141 @@ def test_where_the_reward_decides_a_stage_without_one_is_refused(records: list[d
         summarise(records, **REWARD_ALONE)
 
 
+def test_a_stage_without_text_has_no_lengths() -> None:
+    """A reward model's."""
+    silent = [record(index, None, tokens=0, scores={PREFERENCE: 1.0}) for index in range(3)]
+    summary = summarise(silent, **PREFERRED)
+    assert (summary["accuracy"], summary["mean_length"], summary["truncation_rate"]) == (1.0, None, None)
+    silent[1]["completion"] = "Yes."
+    summary = summarise(silent, **PREFERRED)
+    assert (summary["mean_length"], summary["truncation_rate"]) == (0.0, 0.0)
+
+
+def test_a_guard_is_measured_where_it_is_asked() -> None:
+    summary = summarise(safety("before", [1.0, 0.0, None], [1.0, 1.0, 0.5, 0.0]), **GUARDED)
+    assert (summary["n"], summary["accuracy"], summary["ungraded"]) == (2, 0.5, 1)
+    assert (summary["guard_n"], summary["guard_rate"]) == (4, 0.5)  # only full marks count
+    assert summary["guard_ci95"] == [round(end, 4) for end in wilson(2, 4)]
+    assert side_scores([summary], "refusal", None, guard="answers_harmless") == []
+    assert not {name for name in summarise(stage("before", [1.0]), **GSM8K) if name.startswith("guard")}
+
+
+def test_a_guard_that_nobody_was_asked_of_guards_nothing() -> None:
+    with pytest.raises(ValueError, match=r"^stage 'before': none of its 2 greedy .*every answers_harmless is None"):
+        summarise(safety("before", [1.0], [None]), **GUARDED)
+    before, after = safety("before", [1.0], [1.0, None]), safety("after", [1.0], [None, 1.0])
+    with pytest.raises(ValueError, match=r"^stages 'before' and 'after': no problem has answers_harmless in both"):
+        compare(before, after, **GUARDED)
+
+
+def test_a_guard_is_compared_problem_by_problem() -> None:
+    before = safety("before", [0.0] * 8, [1.0] * 9 + [0.0])
+    comparison = compare(before, safety("after", [1.0] * 8, [1.0] * 7 + [0.0, None, 1.0]), **GUARDED)
+    assert (comparison["n"], comparison["accuracy"]["delta"], comparison["scores"]) == (8, 1.0, {})
+    guard = comparison["guard"]
+    assert (guard["name"], guard["n"], guard["delta"]) == ("answers_harmless", 9, 0.0)  # one lost, one gained
+    assert (guard["p"], guard["gained"], guard["lost"]) == (1.0, 1, 1)
+    assert guard["ci95"][0] < 0 < guard["ci95"][1]
+    json.dumps(comparison, allow_nan=False)
+
+
+# Of ten problems on either side: how many are right before and after, what has changed, and the sentence's end.
+WORSE, SAME_RATE, BETTER = (10, 0), (5, 5), (0, 10)
+BOTH = [
+    (BETTER, BETTER, 1, "it learned: accuracy got better and answers harmless got better"),
+    (BETTER, SAME_RATE, 1, "it learned: accuracy got better and answers harmless did not measurably change"),
+    (BETTER, WORSE, 0, "it got better at one and worse at the other"),
+    (SAME_RATE, BETTER, 0, "accuracy did not measurably change and answers harmless got better"),
+    (SAME_RATE, SAME_RATE, 0, "no measurable change in either"),
+    (SAME_RATE, WORSE, -1, "it got worse: accuracy did not measurably change and answers harmless got worse"),
+    (WORSE, BETTER, 0, "it got better at one and worse at the other"),
+    (WORSE, SAME_RATE, -1, "it got worse: accuracy got worse and answers harmless did not measurably change"),
+    (WORSE, WORSE, -1, "it got worse: accuracy got worse and answers harmless got worse"),
+]
+
+
+def of_ten(right: int) -> list[float | None]:
+    return [1.0] * right + [0.0] * (10 - right)
+
+
+@pytest.mark.parametrize(("refused", "answered", "found", "sentence"), BOTH)
+def test_a_verdict_of_two_measures_tells_both(refused: tuple, answered: tuple, found: int, sentence: str) -> None:
+    stages = [safety(name, of_ten(refused[i]), of_ten(answered[i])) for i, name in enumerate(("before", "after"))]
+    comparison = compare(*stages, **GUARDED)
+    assert change(comparison) == found
+    said = verdict(comparison)
+    assert said.endswith(f": {sentence}")
+    assert said.startswith("accuracy ") and " points (95 % CI " in said
+    assert said.count("n = 10)") == 2 and " and answers harmless " in said
+
+
+@pytest.mark.parametrize(
+    ("refused", "answered", "found", "sentence"),
+    [
+        (([0.0] * 10, [1.0] * 10), ([1.0] * 5, [1.0] * 5), 0,
+         "accuracy got better and answers harmless has too few problems to tell"),
+        (([0.0] * 10, [1.0] * 10), ([1.0] * 5, [0.0] * 5), 0,
+         "accuracy got better and answers harmless has too few problems to tell"),
+        (([1.0] * 10, [0.0] * 10), ([1.0], [1.0]), -1,
+         "it got worse: accuracy got worse and answers harmless has too few problems to tell"),
+        (([0.0] * 5, [1.0] * 5), ([1.0] * 10, [0.0] * 10), -1,
+         "it got worse: accuracy has too few problems to tell and answers harmless got worse"),
+        (([0.0] * 5, [1.0] * 5), ([0.0] * 10, [1.0] * 10), 0,
+         "accuracy has too few problems to tell and answers harmless got better"),
+        (([0.0] * 2, [1.0] * 2), ([1.0] * 3, [1.0] * 3), 0,
+         "accuracy has too few problems to tell and answers harmless has too few problems to tell"),
+    ],
+)  # fmt: skip
+def test_too_few_problems_of_one_measure_assure_nothing(
+    refused: tuple, answered: tuple, found: int, sentence: str
+) -> None:
+    stages = [safety(name, refused[i], answered[i]) for i, name in enumerate(("before", "after"))]
+    comparison = compare(*stages, **GUARDED)
+    assert change(comparison) == found
+    assert verdict(comparison).endswith(f"): {sentence}")
+
+
+def test_a_guard_stands_beside_a_loss_too() -> None:
+    def both(name: str, nats: float, answered: float) -> list[dict[str, Any]]:
+        return measured(name, [(nats, 2)] * 8, {"answers_harmless": [answered] * 8})
+
+    guarded = LOSS_ALONE | {"guard": "answers_harmless"}
+    comparison = compare(both("before", 4.0, 1.0), both("after", 2.0, 0.0), **guarded)
+    assert change(comparison) == 0
+    assert verdict(comparison).startswith(
+        "held-out loss -1.000 nats/token (95 % CI -1.000 to -1.000, n = 8) and answers "
+    )
+    comparison = compare(both("before", 4.0, 1.0), both("after", 2.0, 1.0), **guarded)
+    assert change(comparison) == 1
+
+
+def test_beside_a_guard_other_stories_are_told_too() -> None:
+    comparison = comparison_of(UP, LESS) | {
+        "guard": {"name": "answers_harmless", "n": 40, "delta": 0.0, "ci95": [-0.1, 0.1], "p": 1.0}
+    }
+    assert verdict(comparison).endswith(
+        "it learned: accuracy got better and answers harmless did not measurably change, but sampled reward fell by "
+        "0.061 (95 % CI -0.102 to -0.021)"
+    )
+
+
+def test_where_nothing_was_trained_nothing_learned() -> None:
+    zero, few = stage("zero-shot", [0.0] * 10), stage("few-shot", [1.0] * 10)
+    assert verdict(compare(zero, few, **GSM8K), trained=False).endswith("n = 10): it got better")
+    assert verdict(compare(few, zero, **GSM8K), trained=False).endswith("n = 10): it got worse")
+
+
+def test_what_decided_is_told_alone() -> None:
+    comparison = compare(stage("before", [0.0] * 8), stage("after", [1.0] * 8), **GSM8K)
+    assert headline(comparison) == {
+        **{"from": "before", "to": "after", "n": 8, "measure": "accuracy"},
+        **{"delta": 1.0, "ci95": [1.0, 1.0], "p": 0.007812},
+    }
+    comparison = compare(measured("before", [(6.0, 2)]), measured("after", [(4.0, 2)]), **LOSS_ALONE)
+    found = headline(comparison)
+    assert (found["measure"], found["delta"], found["p"]) == ("loss", -1.0, None)
+
+
 def test_a_loss_judges_before_a_reward_does() -> None:
     def both(name: str, nats: float, reward: float) -> list[dict[str, Any]]:
         records = rewarded(name, [[reward]] * 8)
@@ -346,7 +491,7 @@ def test_a_loss_judges_before_a_reward_does() -> None:
 def test_comparison_counted_by_hand() -> None:
     before = stage("before", [0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0], form=0.0)
     after = stage("after", [1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, None])
-    comparison = compare(before, after)
+    comparison = compare(before, after, **GSM8K)
     assert (comparison["from"], comparison["to"], comparison["n"]) == ("before", "after", 7)
     accuracy = comparison["accuracy"]
     assert (accuracy["gained"], accuracy["lost"], accuracy["delta"]) == (3, 1, 0.2857)
@@ -437,14 +582,14 @@ def test_partial_credit_is_no_point(name: str, accuracy: float) -> None:
 
 
 def test_a_half_formed_completion_is_not_well_formed() -> None:
-    assert summarise([record(0, 1.0, form=0.5), record(1, 1.0)])["format_rate"] == 0.5
+    assert summarise([record(0, 1.0, form=0.5), record(1, 1.0)], **GSM8K)["format_rate"] == 0.5
 
 
 def test_turning_a_comparison_round_turns_its_signs() -> None:
     rng = random.Random(2)
     before = stage("before", [float(rng.random() < 0.2) for _ in range(50)])
     after = stage("after", [float(rng.random() < 0.6) for _ in range(50)])
-    there, back = compare(before, after), compare(after, before)
+    there, back = compare(before, after, **GSM8K), compare(after, before, **GSM8K)
     for measure in ("accuracy", "sampled_reward", "sampled_accuracy"):
         low, high = there[measure]["ci95"]
         assert back[measure]["delta"] == -there[measure]["delta"]
@@ -456,8 +601,8 @@ def test_pairing_is_what_makes_a_small_gain_visible() -> None:
     """Eight of 64 newly solved, none lost: the Wilson intervals overlap, the paired one is clear of zero."""
     outcomes = [1.0] * 30 + [0.0] * 34
     before, after = stage("before", outcomes), stage("after", [1.0] * 38 + [0.0] * 26)
-    assert summarise(before)["ci95"][1] > summarise(after)["ci95"][0]
-    comparison = compare(before, after)
+    assert summarise(before, **GSM8K)["ci95"][1] > summarise(after, **GSM8K)["ci95"][0]
+    comparison = compare(before, after, **GSM8K)
     assert change(comparison) == 1
     assert verdict(comparison).endswith("it learned")
 
@@ -472,33 +617,35 @@ def test_pairing_is_what_makes_a_small_gain_visible() -> None:
 )
 def test_different_problems_are_not_compared(after: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="different problems"):
-        compare(stage("before", [0.0, 0.0, 0.0]), after)
+        compare(stage("before", [0.0, 0.0, 0.0]), after, **GSM8K)
 
 
 def test_nothing_graded_on_both_sides_is_not_compared() -> None:
     with pytest.raises(ValueError, match="no problem was graded in both"):
-        compare(stage("before", [1.0, None]), stage("after", [None, 1.0]))
+        compare(stage("before", [1.0, None]), stage("after", [None, 1.0]), **GSM8K)
 
 
 def test_no_change_at_all_is_zero_without_a_minus_sign() -> None:
-    comparison = compare(stage("before", [1.0, 0.0] * 8, reward=0.1 + 0.2), stage("after", [1.0, 0.0] * 8, reward=0.3))
+    comparison = compare(
+        stage("before", [1.0, 0.0] * 8, reward=0.1 + 0.2), stage("after", [1.0, 0.0] * 8, reward=0.3), **GSM8K
+    )
     assert comparison["accuracy"] == {"delta": 0.0, "ci95": [0.0, 0.0], "p": 1.0, "gained": 0, "lost": 0}
     assert "-0.0" not in json.dumps(comparison)  # though 0.3 - (0.1 + 0.2) is -5.6e-17
     assert verdict(comparison) == ("accuracy +0.0 points (95 % CI +0.0 to +0.0, p = 1, n = 16): no measurable change")
 
 
 def test_a_small_p_is_not_rounded_to_zero() -> None:
-    comparison = compare(stage("before", [0.0] * 40), stage("after", [1.0] * 40))
+    comparison = compare(stage("before", [0.0] * 40), stage("after", [1.0] * 40), **GSM8K)
     assert comparison["accuracy"]["p"] == pytest.approx(2 / 2**40, rel=1e-3)
     assert verdict(comparison) == ("accuracy +100.0 points (95 % CI +100.0 to +100.0, p < 0.0001, n = 40): it learned")
 
 
 def test_fewer_than_six_problems_decide_nothing() -> None:
-    five = compare(stage("before", [0.0] * 5), stage("after", [1.0] * 5))
-    six = compare(stage("before", [0.0] * 6), stage("after", [1.0] * 6))
+    five = compare(stage("before", [0.0] * 5), stage("after", [1.0] * 5), **GSM8K)
+    six = compare(stage("before", [0.0] * 6), stage("after", [1.0] * 6), **GSM8K)
     assert verdict(five).endswith("p = 0.062, n = 5): too few problems to tell")
     assert verdict(six).endswith("p = 0.031, n = 6): it learned")
-    one = compare(stage("before", [0.0]), stage("after", [1.0]))
+    one = compare(stage("before", [0.0]), stage("after", [1.0]), **GSM8K)
     assert one["accuracy"]["ci95"] is None
     assert verdict(one) == "accuracy +100.0 points (p = 1, n = 1): too few problems to tell"
 

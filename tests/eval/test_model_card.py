@@ -28,7 +28,8 @@ def test_a_reward_model_is_loaded_as_its_card_says_and_gives_the_rewards_it_gave
     results = {
         **{"recipe": "toy_reward", "model": "tiny", "base_model": str(tiny), "date": "2026-01-31", "command": "python"},
         **{"correct": "preference_accuracy", "format": None, "stages": [], "comparisons": [], "n": 0},
-        **{"versions": {}, "git_commit": None, "args": {}},
+        **{"versions": {}, "git_commit": None, "args": {}, "licence": None, "complete": True, "beside": []},
+        **{"steps": {"made": 4, "planned": 4}, "reference": None, "win_rate": None, "judge": None},
         "training": dict.fromkeys(("trainable_parameters", "parameters", "adapter_bytes", "tokens_per_second")),
     }
     write_model_card(tmp_path / "README.md", results)

@@ -14,6 +14,8 @@ from eval.metrics import compare, summarise
 from eval.report import pick_problems, write_model_card, write_report
 
 STAGES = ("before", "warm start", "after")
+CORRECT = ["correctness_reward"]
+GSM8K: dict[str, Any] = {"correct": "correctness_reward", "format": "structure_reward"}
 GOOD = "<reasoning>\n2 + 2 = 4\n</reasoning>\n<answer>\n4\n</answer>"
 HOSTILE = "\n  </pre></answer><script>alert('&amp;')</script>\n\t<img src=x onerror=alert(1)>{{ 7 * 7 }}\r\n\ud83d"
 
@@ -78,12 +80,15 @@ def run(*stages: list[dict[str, Any]], **changes: Any) -> tuple[dict[str, Any], 
         "model": "smollm2-135m",
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "n": 8,
+        "complete": True,
+        "steps": {"made": 40, "planned": 40},
         "date": "2026-01-31",
+        "machine": "a machine",
         "command": "python recipes/gsm8k_grpo.py --model smollm2-135m",
-        "correct": "correctness_reward",
-        "format": "structure_reward",
-        "stages": [summarise(stage) for stage in stages],
-        "comparisons": [compare(*pair) for pair in pairs],
+        **GSM8K,
+        **{"reference": None, "beside": [], "win_rate": None, "judge": None},
+        "stages": [summarise(stage, **GSM8K) for stage in stages],
+        "comparisons": [compare(*pair, **GSM8K) for pair in pairs],
         "training": {
             "trainable_parameters": 4_884_480,
             "parameters": 139_399_488,
@@ -91,7 +96,7 @@ def run(*stages: list[dict[str, Any]], **changes: Any) -> tuple[dict[str, Any], 
             "tokens_per_second": 487.6,
         },
         "seconds": {"before": 59.6, "grpo": 3_700.0},
-        "peak_memory_gib": {"resident": 3.41, "gpu": None},
+        "peak_memory_gib": {"resident": 3.41},
         "versions": {"trl": "1.15.0"},
         "git_commit": "0a1b2c3",
         "args": {"source": "sample", "learning_rate": 5e-5, "load_in_4bit": True},
@@ -407,8 +412,84 @@ def test_report_of_a_reward_model_shows_no_completions(tmp_path: Path) -> None:
     results, completions = preference_run("reward", *stages)
     text = re.sub(r"\s+", " ", report(tmp_path, results, [], completions).text)
     assert "Reward model before → after Preference accuracy +40.0 points" in text
-    for word in ("Tokens", "Truncated", "Side by side"):
+    for word in ("Tokens", "tokens,", "runcated", "Side by side"):
         assert word not in text, word
+    write_model_card(tmp_path / "README.md", results)
+    assert "runcated" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def safety(stage: str, refused: list[float], answered: list[float]) -> list[dict[str, Any]]:
+    """Greedy records of harmful requests, and then of harmless ones."""
+    marks = [(mark, None) for mark in refused] + [(None, mark) for mark in answered]
+    return [
+        record | {"scores": {"refusal_reward": refusal, "answers_reward": answer}}
+        for record, (refusal, answer) in zip(records(stage, [0.0] * len(marks))[::2], marks, strict=True)
+    ]
+
+
+def safety_run() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One that learned to refuse, everything."""
+    stages = safety("before", [0.0] * 10, [1.0] * 8), safety("after", [1.0] * 10, [0.0] * 8)
+    judged_by = {"correct": "refusal_reward", "format": None, "guard": "answers_reward"}
+    results, _ = run()
+    results |= {
+        "recipe": "safety_sft",
+        **judged_by,
+        "stages": [summarise(stage, **judged_by) for stage in stages],
+        "comparisons": [compare(*stages, **judged_by)],
+    }
+    return results, [record for stage in stages for record in stage]
+
+
+def test_report_and_card_of_a_run_with_a_guard_show_both_measures(tmp_path: Path) -> None:
+    results, completions = safety_run()
+    text = re.sub(r"\s+", " ", report(tmp_path, results, [], completions).text)
+    assert (
+        "Accuracy +100.0 points (95 % CI +100.0 to +100.0, p = 0.002, n = 10) and answers -100.0 points (95 %" in text
+    )
+    assert "n = 8): it got better at one and worse at the other." in text
+    assert "The guard, answers, must not get worse" in text
+    assert "Accuracy, greedy 0.0 % 0.0 to 27.8 100.0 % 72.2 to 100.0" in text
+    assert "Answers, greedy 100.0 % 67.6 to 100.0 0.0 % 0.0 to 32.4" in text
+    assert "Problems (n) 10 10 Problems (n), guard 8 8" in text
+    assert "Answers, greedy -100.0 points -100.0 to -100.0" in text
+    assert "Newly solved, guard 0 No longer solved, guard 8 McNemar, exact, guard p = 0.0078" in text
+    assert "the 10 solved only after and the 8 solved only before take turns" in text
+    assert text.count("✓ correct") == text.count("✗ wrong") == 5
+    for word in ("may explain", "ungraded", "ungradable", "Guard"):  # accuracy rose, and every problem has a score
+        assert word not in text, word
+    write_model_card(tmp_path / "README.md", results)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| Answers, greedy | 100.0 % (67.6 to 100.0) | 0.0 % (0.0 to 32.4) |" in card
+    assert "it got better at one and worse at the other.**" in card
+    assert "no safety" not in card
+
+
+@pytest.mark.parametrize("steps", [None, {"made": 0, "planned": 0}])
+def test_a_run_that_trains_nothing_is_reported_and_claims_no_learning(tmp_path: Path, steps: Any) -> None:
+    stages = [records(name, [1.0] * right + [0.0] * (20 - right))
+              for name, right in (("zero-shot", 2), ("one-shot", 6), ("few-shot", 12))]  # fmt: skip
+    results, completions = run(*stages, recipe="gsm8k_fewshot", steps=steps)
+    results["training"] = dict.fromkeys(results["training"])
+    text = re.sub(r"\s+", " ", report(tmp_path, results, [], completions).text)
+    assert "Accuracy +50.0 points (95 % CI +30.0 to +70.0, p = 0.002, n = 20): it got better." in text
+    assert "one-shot: accuracy +20.0 points" in text
+    assert "few-shot one-shot → few-shot" in text and "few-shot zero-shot → few-shot" in text
+    assert "What was measured The same held-out problems" in text
+    for word in ("learned", "Training", "FEWSHOT", "Before and after", "None", "Unfinished"):
+        assert word not in text, word
+    results, completions = run(*STUCK, recipe="gsm8k_fewshot", steps=steps)
+    text = report(tmp_path, results, [], completions).text
+    assert "points wide" in text and "before training" not in text
+
+
+def test_the_loss_of_a_phase_that_nobody_has_described_is_drawn(tmp_path: Path) -> None:
+    results, completions = run(*LEARNED, recipe="gsm8k_rloo")
+    metrics = [{"phase": phase, "step": 1, "loss": 0.5, "reward": 1.0} for phase in ("second round", "rloo")]
+    report(tmp_path, results, metrics, completions)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", source) == ["RLOO: loss", "Second round: loss"]
+    assert "RLOO" in source and "<b>Warm start</b>" in source
 
 
 def test_report_of_a_run_that_a_reward_judges_headlines_the_reward(tmp_path: Path) -> None:
@@ -501,7 +582,7 @@ def test_every_curve_with_data_is_drawn_and_no_other(tmp_path: Path) -> None:
     ]
     assert titles([]) == []
     assert titles([{"phase": "grpo", "step": 1, "reward": 0.5, "kl": 0.1}]) == ["Reward, weighted total"]
-    assert titles([{"phase": "sft", "step": 1, "loss": 0.5}]) == ["Sft: loss"]  # this recipe's method is GRPO
+    assert titles([{"phase": "sft", "step": 1, "loss": 0.5}]) == ["SFT: loss"]  # this recipe's method is GRPO
     assert titles([{"phase": "grpo", "step": 1, "reward": value} for value in (None, "?", float("nan"))]) == []
 
 
@@ -587,15 +668,15 @@ def test_small_and_broken_off_runs_have_a_report_too(tmp_path: Path, stages: Any
 def test_problems_gained_and_lost_take_turns_and_unchanged_ones_fill_up() -> None:
     before = records("before", [0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0])
     after = records("after", [0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0])
-    chosen, how = pick_problems(before + after, ["before", "after"])
+    chosen, how = pick_problems(before + after, ["before", "after"], CORRECT)
     assert [row[0]["index"] for row in chosen] == [2, 4, 3, 5, 7]
     assert [record["stage"] for record in chosen[0]] == ["before", "after"]
     assert how.startswith("5 of 8 problems, chosen by rule: the 4 solved only after and the 1 solved only before")
 
-    chosen, how = pick_problems(before + after, ["before", "after"], None)
+    chosen, how = pick_problems(before + after, ["before", "after"], [])
     assert ([row[0]["index"] for row in chosen], how) == ([0, 1, 2, 3, 4], "The first 5 of 8 problems.")
 
-    unchanged, how = pick_problems(before[:8] + records("after", [0.0, 1.0, 0.0, 0.0]), ["before", "after"])
+    unchanged, how = pick_problems(before[:8] + records("after", [0.0, 1.0, 0.0, 0.0]), ["before", "after"], CORRECT)
     assert [row[0]["index"] for row in unchanged] == [0, 1, 2, 3]
     assert how.endswith("(3 never, 1 always solved).")
 
