@@ -26,7 +26,7 @@ from typing import Any
 from eval.files import read_json, write_json_atomic, write_text_atomic
 from eval.metrics import compare, short_name, side_scores, summarise, verdict
 from eval.report import write_model_card, write_report
-from eval.results import Records, Results, Stage, WinRate, read_lines
+from eval.results import Comparison, Headline, Records, Results, Stage, WinRate, read_lines
 from eval.winrate import describe, win_rate
 from recipes.common import machine
 from recipes.common.clock import Clock
@@ -242,13 +242,12 @@ class Run:
         names = list(summaries)
         pairs = [*pairwise(names), *([(names[0], names[-1])] if len(names) > 2 else [])]
         comparisons = [compare(self.stages[a], self.stages[b], **judged_by) for a, b in pairs]
-        whole: Any = comparisons[-1] if comparisons else None
         return {
             "recipe": self.recipe,
             "model": self.spec.alias,
             "base_model": self.spec.hub_id,
             "licence": self.spec.licence,
-            "n": (whole or summaries[names[0]])["n"],
+            "n": comparisons[-1]["n"] if comparisons else summaries[names[0]]["n"],
             "complete": made >= planned,
             "steps": {"made": made, "planned": planned} if training.steps else None,
             "date": datetime.now().date().isoformat(),
@@ -262,11 +261,7 @@ class Run:
             "win_rate": self.win_rate,
             "judge": judge.summary() if judge else None,
             "stages": list(summaries.values()),
-            "paired": whole
-            and {
-                **{key: whole[key] for key in ("from", "to", "n", "measure")},
-                **{key: whole[whole["measure"]].get(key) for key in ("delta", "ci95", "p")},  # no p but of accuracy
-            },
+            "paired": _headline(comparisons[-1]) if comparisons else None,
             "comparisons": comparisons,
             "training": {
                 "trainable_parameters": training.parameters[0] or None,
@@ -280,6 +275,20 @@ class Run:
             "git_commit": machine.git_commit(),
             "args": dataclasses.asdict(self.args),
         }
+
+
+def _headline(whole: Comparison) -> Headline:
+    """The first stage against the last by what decides; p is None but of accuracy."""
+    change: Any = whole[whole["measure"]]
+    return {
+        "from": whole["from"],
+        "to": whole["to"],
+        "n": whole["n"],
+        "measure": whole["measure"],
+        "delta": change["delta"],
+        "ci95": change["ci95"],
+        "p": change.get("p"),
+    }
 
 
 def _newest(parent: Path, recipe: str, spec: ModelSpec, config: dict[str, Any]) -> Path:
