@@ -10,7 +10,7 @@ Deviations from common practice and from TRL's defaults:
 
     python recipes/arc_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/arc_sft.py                                         # without a GPU: SmolLM2, our own rows
-    python -m recipes.tools.compare_adapters --dataset arc                             # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset arc            # all of them, side by side
 
 SmolLM2, two CPU cores, LoRA, 3 min, 4.7 GB, n = 120 of the real train rows, 2026-11-22: accuracy 25.0 -> 25.8 % (+0.8
 points, 95 % CI -10.0 to +11.7), which is chance; loss of the held-out answers 2.79 -> 0.47. It learnt to answer with a
@@ -29,7 +29,6 @@ from data import arc
 from data.prompts import LETTERS
 from eval.likelihood import completion_nll, option_logprobs
 from recipes.common import adapters, cli, machine
-from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
 from recipes.common.run import Run
 from recipes.common.supervision import audit
@@ -63,7 +62,7 @@ def sft_config(args: Args, run: Run) -> object:
     return SFTConfig(
         **run.trainer_settings("sft"),
         **split_batch(args, at_once=8),
-        learning_rate=args.learning_rate or LEARNING_RATES[args.adapter],
+        learning_rate=args.learning_rate or adapters.LEARNING_RATES[args.adapter],
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.05,

@@ -2,18 +2,15 @@
 
 Deviations from common practice and from TRL's defaults:
 1. Only questions whose answer states one figure are used, and the figure alone is learnt.
-2. Each adapter has the learning rate that suits it. At LoRA's 2e-4, the prompt-learning ones do not learn, which is why
-   many comparisons of them are unfair.
-3. LoRA, QLoRA and DoRA share one rank and every projection; alpha is the rank, so the update is not scaled.
-4. Rows are grouped by length instead of packed: no row can see another one, and little padding is left.
-5. The parts of the call nearest to the question stand in the prompt, as many as fit a budget; what was cut is printed.
+2. Each adapter has the learning rate that suits it, and rows are grouped by length, not packed: see arc_sft.py.
+3. The parts of the call nearest to the question stand in the prompt, as many as fit a budget; what was cut is printed.
    Where the figure was cut with them, nobody can answer.
 Graded with a tolerance of 1 %, scales and signs read ("$1.2bn" is "1,200 million"); a company is trained on or tested.
 The base model answers in sentences, which mostly score 0 by that rule, so part of a gain is form.
 
     python recipes/earnings_calls_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/earnings_calls_sft.py                                         # without a GPU: SmolLM2, our own rows
-    python -m recipes.tools.compare_adapters --dataset earnings_calls                             # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset earnings_calls            # all of them, side by side
 
 SmolLM2, one busy CPU core, LoRA, 20 steps, 4 min, n = 13 rows of our own, 2026-11-22: loss 2.41 -> 0.99 (-1.42, 95 % CI
 -1.63 to -1.20), accuracy 15.4 -> 23.1 %, chance. It learnt to give a figure alone. Real rows and a GPU: not yet.
@@ -29,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import earnings_calls
 from data.prompts import add_passages, token_length
 from recipes.common import adapters, cli, machine
-from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
 from recipes.common.run import Run
 from recipes.common.supervision import audit
@@ -75,7 +71,7 @@ def sft_config(args: Args, run: Run) -> object:
     return SFTConfig(
         **run.trainer_settings("sft"),
         **split_batch(args, at_once=8),
-        learning_rate=args.learning_rate or LEARNING_RATES[args.adapter],
+        learning_rate=args.learning_rate or adapters.LEARNING_RATES[args.adapter],
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.05,

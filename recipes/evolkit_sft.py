@@ -3,16 +3,15 @@
 Deviations from common practice and from TRL's defaults:
 1. The loss is taken over the last answer and the end of the turn alone, through prompt and completion columns: a text
    that marks where answers begin is cut into other tokens in context than alone.
-2. OPT has no chat template, and one token for beginning and end. Both are set in recipes/common/models.py; the audit
+2. OPT has no chat template, and one token for beginning and end. Both are set in common/model_table.py; the audit
    before training shows whether the end is learnt.
-3. Each adapter has the learning rate that suits it. LoRA, QLoRA and DoRA share one rank and every projection.
-4. Rows are grouped by length instead of packed: no row can see another one, and little padding is left.
+3. Each adapter has the learning rate that suits it, and rows are grouped by length, not packed: see arc_sft.py.
 There is no right answer: the held-out loss (perplexity) decides, and BLEU and ROUGE-L with the set's own answers, which
 a language model wrote and nobody checked, are further figures. BERTScore is left out: its model is not at hand.
 
-    python recipes/evolkit_sft.py --adapter full    # OPT-1.3B; or lora, qlora, dora, p-tuning, ...
-    python recipes/evolkit_sft.py                   # without a GPU: SmolLM2, our own rows
-    python -m recipes.tools.compare_adapters --dataset evolkit       # all of them, side by side
+    python recipes/evolkit_sft.py --adapter full                  # OPT-1.3B; or lora, qlora, dora, p-tuning, ...
+    python recipes/evolkit_sft.py                                 # without a GPU: SmolLM2, our own rows
+    python -m recipes.tools.compare_adapters --dataset evolkit    # all of them, side by side
 
 SmolLM2, one CPU core, LoRA, 24 steps, 1 min, 2.7 GB, n = 16 rows of our own, 2026-11-22: perplexity 30.4 -> 21.5 (loss
 -0.35, 95 % CI -0.45 to -0.25), ROUGE-L 0.10 -> 0.16, cut off 56 -> 13 %. Shorter answers, no truer ones. OPT-1.3B, real
@@ -30,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import evolkit
 from eval.methods import Adapter
 from recipes.common import adapters, cli, machine
-from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
 from recipes.common.models import resolve
 from recipes.common.run import Run
@@ -75,7 +73,7 @@ def sft_config(args: Args, run: Run) -> object:
     return SFTConfig(
         **run.trainer_settings("sft"),
         **split_batch(args, at_once=8),
-        learning_rate=args.learning_rate or LEARNING_RATES[args.adapter],
+        learning_rate=args.learning_rate or adapters.LEARNING_RATES[args.adapter],
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.05,

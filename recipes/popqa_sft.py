@@ -2,17 +2,14 @@
 
 Deviations from common practice and from TRL's defaults:
 1. The loss is taken over the answer and the end of the turn alone.
-2. Each adapter has the learning rate that suits it. At LoRA's 2e-4, the prompt-learning ones do not learn, which is why
-   many comparisons of them are unfair.
-3. LoRA, QLoRA and DoRA share one rank and every projection; alpha is the rank, so the update is not scaled.
-4. Rows are grouped by length instead of packed: no row can see another one, and little padding is left.
-5. The hub set has a test split only. It is divided by subject, so that no entity is trained on and tested: what can
+2. Each adapter has the learning rate that suits it, and rows are grouped by length, not packed: see arc_sft.py.
+3. The hub set has a test split only. It is divided by subject, so that no entity is trained on and tested: what can
    improve is the form of an answer and what kind of thing is asked for, and hardly the knowledge.
 Graded by exact match and token F1 as SQuAD does, the best over all accepted answers, and by popularity of the subject.
 
     python recipes/popqa_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/popqa_sft.py                                         # without a GPU: SmolLM2, our own rows
-    python -m recipes.tools.compare_adapters --dataset popqa                             # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset popqa            # all of them, side by side
 
 SmolLM2, one CPU core, LoRA, 24 steps, 2 min, 1.8 GB, n = 24 rows of our own, 2026-11-22: loss 3.65 -> 2.27, exact match
 0 -> 8 % (95 % CI of the difference +0 to +21, p = 0.5), all of it on famous subjects. It learnt to answer in a word,
@@ -27,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 
 from data import popqa
 from recipes.common import adapters, cli, machine
-from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
 from recipes.common.run import Run
 from recipes.common.supervision import audit
@@ -80,7 +76,7 @@ def sft_config(args: Args, run: Run) -> object:
     return SFTConfig(
         **run.trainer_settings("sft"),
         **split_batch(args, at_once=8),
-        learning_rate=args.learning_rate or LEARNING_RATES[args.adapter],
+        learning_rate=args.learning_rate or adapters.LEARNING_RATES[args.adapter],
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.05,

@@ -2,16 +2,13 @@
 
 Deviations from common practice and from TRL's defaults:
 1. The loss is taken over the answer and the end of the turn alone.
-2. Each adapter has the learning rate that suits it. At LoRA's 2e-4, the prompt-learning ones do not learn, which is why
-   many comparisons of them are unfair.
-3. LoRA, QLoRA and DoRA share one rank and every projection; alpha is the rank, so the update is not scaled.
-4. Rows are grouped by length instead of packed: no row can see another one, and little padding is left.
-5. Closed book (`rc.nocontext`), on the hub's validation split: the answers of its test split are placeholders.
+2. Each adapter has the learning rate that suits it, and rows are grouped by length, not packed: see arc_sft.py.
+3. Closed book (`rc.nocontext`), on the hub's validation split: the answers of its test split are placeholders.
 Graded by exact match and token F1 as SQuAD does, the best over all accepted answers.
 
     python recipes/triviaqa_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/triviaqa_sft.py                                         # without a GPU: SmolLM2, our own rows
-    python -m recipes.tools.compare_adapters --dataset triviaqa                             # all of them, side by side
+    python -m recipes.tools.compare_adapters --dataset triviaqa            # all of them, side by side
 
 SmolLM2, one CPU core, LoRA, 24 steps, 4 min, 1.9 GB, n = 24 rows of our own, 2026-11-22: loss 2.51 -> 1.27, exact match
 4 -> 21 % (95 % CI of the difference +4 to +33, p = 0.12), F1 0.17 -> 0.24. It learnt to answer in a word; it believes
@@ -26,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 
 from data import triviaqa
 from recipes.common import adapters, cli, machine
-from recipes.common.adapters import LEARNING_RATES
 from recipes.common.args import SFTArgs, split_batch
 from recipes.common.run import Run
 from recipes.common.supervision import audit
@@ -60,7 +56,7 @@ def sft_config(args: Args, run: Run) -> object:
     return SFTConfig(
         **run.trainer_settings("sft"),
         **split_batch(args, at_once=8),
-        learning_rate=args.learning_rate or LEARNING_RATES[args.adapter],
+        learning_rate=args.learning_rate or adapters.LEARNING_RATES[args.adapter],
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.05,

@@ -3,7 +3,7 @@
 ORPO is Odds Ratio Preference Optimization (arXiv 2403.07691): the SFT loss of the chosen answer and, weighted by beta,
 -log sigmoid of the log odds ratio of chosen over rejected. Deviations from the paper and from TRL's defaults:
 1. QLoRA through Unsloth instead of training every weight; hence TRL's learning rate for LoRA, ten times that for all.
-2. A base model has no chat template: ours is set (recipes/common/models.py), and the SFT term teaches its end token.
+2. A base model has no chat template: ours is set (common/model_table.py), and the SFT term teaches its end token.
 3. The SFT term covers prompt and answer, as in TRL's trainer and the authors' code.
 4. Pairs are rendered here: TRL's experimental trainer ends a ChatML answer twice and divides by zero where a prompt
    fills the length limit (recipes/common/preference.py).

@@ -1,4 +1,4 @@
-"""PPO on UltraFeedback: a model learns to write what PairRM, or a reward model of your own, prefers.
+"""PPO on UltraFeedback: writes what a reward model prefers; without a GPU, train that first (2 min), see below.
 
 Deviations from PPO as in arXiv 1707.06347 and, for language models, in arXiv 2203.02155 and 2403.17031:
 1. One 4-bit trunk through Unsloth: policy and value function are adapters of it, the reference is the policy's switched
@@ -6,11 +6,11 @@ Deviations from PPO as in arXiv 1707.06347 and, for language models, in arXiv 22
 2. Policy and value share no trained weight: each has its learning rate, and there is no coefficient between the losses.
 3. One completion a prompt, at temperature 1 in rollouts and training alike; no dropout.
 4. PairRM's reward is its logit against the dataset's chosen answer (`--pairrm-reference greedy`: against what the model
-   wrote before training). It learned from UltraFeedback itself: ask another judge too (`--compare-with <reward model>`).
+   wrote before). It learned from UltraFeedback itself: ask another judge too (`--compare-with <reward model>`).
 Held-out prompts, before and after: the mean reward of what is sampled at temperature 1.
 
-    python recipes/ultrafeedback_ppo.py --start-from <SFT adapter>           # Llama-3-8B, PairRM
-    python recipes/ultrafeedback_ppo.py --reward outputs/ultrafeedback_reward/<model>/<time>/adapter
+    python recipes/ultrafeedback_ppo.py --start-from <SFT adapter>                             # Llama-3-8B, PairRM
+    python recipes/ultrafeedback_reward.py && python recipes/ultrafeedback_ppo.py --reward trained   # SmolLM2, no GPU
 
 SmolLM2, its own reward model, one CPU core of two (the other busy), 21 min, 2.8 GB, n = 48 prompts of our own,
 2026-11-22: sampled reward 0.36 -> 0.50 (+0.13, 95 % CI +0.04 to +0.23), KL 0.08 nats a token. Its answers sound more

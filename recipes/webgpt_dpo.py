@@ -3,7 +3,7 @@
 Deviations from the DPO paper (arXiv 2305.18290) and from TRL's defaults:
 1. QLoRA through Unsloth. The reference is the same model with its adapter switched off, never a second one; with
    `--start-from` it is a frozen copy of the adapter that training starts from.
-2. A base model has no chat template: ours is set (recipes/common/models.py), and the data teach its end token. DPO is
+2. A base model has no chat template: ours is set (common/model_table.py), and the data teach its end token. DPO is
    meant to follow SFT: give an adapter of evolkit_sft.py or of your own to `--start-from` for better answers.
 3. `[1]` citation marks are taken out: the quotes they point to are not in the prompt.
 4. `--loss` names any of TRL's losses, IPO (arXiv 2310.12036) among them; `--sft-weight` adds an SFT term on the chosen

@@ -1,18 +1,15 @@
-"""PPO on WebGPT: a model learns to answer questions as PairRM, or a reward model of your own, prefers.
+"""PPO on WebGPT: answers as a reward model prefers; without a GPU, train that first (2 min), see below.
 
 Deviations from PPO as in arXiv 1707.06347 and, for language models, in arXiv 2203.02155 and 2403.17031:
-1. One 4-bit trunk through Unsloth: policy and value function are adapters of it, the reference is the policy's switched
-   off or, with `--start-from`, a frozen copy. A reward model trained on the same trunk is one adapter more.
-2. Policy and value share no trained weight: each has its learning rate, and there is no coefficient between the losses.
-3. One completion a prompt, at temperature 1 in rollouts and training alike; no dropout.
-4. PairRM's reward is its logit against the answer that people preferred (`--pairrm-reference greedy`: against what the
-   model wrote before training). It learned from these comparisons: ask another judge too (`--compare-with <reward model>`).
-5. No browsing, unlike WebGPT itself (arXiv 2112.09332): the question alone. A base model has no chat template: ours is
-   set (recipes/common/models.py), and it writes to the limit until it is taught to end: give an SFT adapter.
+1. One trunk, policy and value function apart, one completion a prompt, no dropout: as in ultrafeedback_ppo.py.
+2. PairRM's reward is its logit against the answer that people preferred (`--pairrm-reference greedy`: against what the
+   model wrote before). It learned from these comparisons: ask another judge too (`--compare-with <reward model>`).
+3. No browsing, unlike WebGPT itself (arXiv 2112.09332): the question alone. A base model has no chat template: ours is
+   set (common/model_table.py), and it writes to the limit until it is taught to end: give an SFT adapter.
 Held-out questions, before and after: the mean reward of what is sampled at temperature 1.
 
-    python recipes/webgpt_ppo.py --start-from <SFT adapter>                  # Llama-3-8B, PairRM
-    python recipes/webgpt_ppo.py --reward outputs/ultrafeedback_reward/<model>/<time>/adapter
+    python recipes/webgpt_ppo.py --start-from <SFT adapter>                                 # Llama-3-8B, PairRM
+    python recipes/ultrafeedback_reward.py && python recipes/webgpt_ppo.py --reward trained    # SmolLM2, no GPU
 
 SmolLM2, a reward model of its own on UltraFeedback, one CPU core of two (the other busy), 20 min, 2.7 GB, n = 48
 questions of our own, 2026-11-22: sampled reward 0.60 -> 0.87 (+0.27, 95 % CI +0.19 to +0.36), KL 0.08 nats a token. It
