@@ -226,7 +226,9 @@ class Run:
         print(describe(self.win_rate))
 
     def length_quantile(self, share: float) -> int:
-        """The length in tokens that `share` of the latest stage's completions stay within."""
+        """The length in tokens that `share` of the latest stage's completions stay within; before any, the limit."""
+        if not self.stages:
+            return self.args.max_completion_length
         lengths = sorted(record["tokens"] for record in list(self.stages.values())[-1])
         return lengths[math.ceil(share * len(lengths)) - 1]
 
@@ -267,6 +269,7 @@ class Run:
             "seed": self.args.seed,
             "bf16": bf16,
             "fp16": not bf16 and not self.spec.fp16_unsafe,
+            "use_cpu": not machine.has_gpu(),  # plain TRL asks to be told; Unsloth sees it
             "gradient_checkpointing": machine.has_gpu(),
             "optim": "adamw_8bit" if machine.has_gpu() else "adamw_torch_fused",
             "weight_decay": 0.0,
