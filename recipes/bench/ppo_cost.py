@@ -16,8 +16,8 @@ In the second a nano model (recipes/common/stand_ins/nano.py) learns the success
 with three seeds; what counts is how many of 250 fresh answers are right (after 30 updates either gets 98 of 100 right,
 and nothing can be told apart). TRL's value model is trained whole, with the policy's learning rate; ours, an adapter,
 with five times that, as our trainer allows and as the recipes' own rates of twice and ten times suggest. Each PPO takes
-its turn at each of `RATES`, and its best counts. In a first run, with two rates and our value function at the policy's, TRL's
-best had 244 right and ours 241.
+its turn at each of `RATES`, and its best counts. In a first run, with two rates and our value function at the policy's,
+TRL's best had 244 right and ours 241.
 
 Equal for all: LoRA of rank 16 on all seven projections, bf16 autocast, AdamW at a constant rate, no gradient
 checkpointing, temperature 1, a reward that a program computes; for PPO four epochs of one minibatch, KL coefficient
