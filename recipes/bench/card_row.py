@@ -22,6 +22,7 @@ the whole forward pass and loss, and not as "backward".
 
 import functools
 import gc
+import importlib
 import math
 import os
 import resource
@@ -46,7 +47,7 @@ from recipes import (
     ultrafeedback_reward,
 )
 from recipes.bench.gauge import resident_mib
-from recipes.bench.ppo_cost import distinct_words_reward, programmatic
+from recipes.bench.ppo_cost import distinct_words_reward, plain_ppo
 from recipes.bench.training_speed import settings
 from recipes.common import adapters
 from recipes.common.models import resolve
@@ -365,37 +366,24 @@ class Row:
 
     def trainer(self, args: Any) -> Any:
         """The trainer of the recipe, or TRL's for the peer, with rows of exactly the lengths that `args` allow."""
-        method, shared = self.job.method, {"processing_class": self.tokenizer}
+        method = self.job.method
         if self.rolls_out:
             rows = self.prompts(args)
             return self.grpo(args, rows) if method == "grpo" else self.ppo(args, rows)
-        pairs = self.pairs(args)
+        rows, more = self.pairs(args), []
         if method == "sft":
-            from trl import SFTTrainer
-
-            rows = pairs.rename_column("chosen", "completion").remove_columns("rejected")
-            return SFTTrainer(self.model, self.config(args), train_dataset=rows, **shared)
-        if method in ("dpo", "kto"):
-            from trl import DPOTrainer, KTOTrainer
-
-            trainer: Any
-            if method == "dpo":
-                trainer = DPOTrainer(self.model, args=self.config(args), train_dataset=pairs, **shared)
-            else:
-                rows = unpaired(pairs)
-                config = self.config(args, label_weights(rows["label"]))
-                trainer = KTOTrainer(self.model, args=config, train_dataset=rows, **shared)
-            if not self.job.trl:
-                switch_off_reference(trainer)
-            return trainer
-        if method == "orpo":
-            from trl.experimental.orpo import ORPOTrainer
-
-            rows = rendered(pairs, self.tokenizer, args.max_length)
-            return ORPOTrainer(self.model, args=self.config(args), train_dataset=rows, **shared)
-        from trl import RewardTrainer
-
-        return RewardTrainer(self.model, args=self.config(args), train_dataset=pairs, **shared)
+            rows = rows.rename_column("chosen", "completion").remove_columns("rejected")
+        elif method == "kto":
+            rows = unpaired(rows)
+            more = [label_weights(rows["label"])]
+        elif method == "orpo":
+            rows = rendered(rows, self.tokenizer, args.max_length)
+        trl = importlib.import_module("trl.experimental.orpo" if method == "orpo" else "trl")
+        build = getattr(trl, "RewardTrainer" if method == "reward" else f"{method.upper()}Trainer")
+        trainer = build(self.model, args=self.config(args, *more), train_dataset=rows, processing_class=self.tokenizer)
+        if method in ("dpo", "kto") and not self.job.trl:
+            switch_off_reference(trainer)
+        return trainer
 
     def grpo(self, args: Any, rows: Any) -> Any:
         from trl import GRPOTrainer
@@ -422,12 +410,6 @@ class Row:
 
     def trl_ppo(self, args: Any, rows: Any) -> Any:
         """PPO of TRL 1.12.0. Its value model is a second copy of the model with an adapter, as in ppo_cost.py."""
-        from datasets import Dataset
-        from trl.experimental.ppo import PPOConfig, PPOTrainer
-
-        critic = self.load_plain(classify=True)[0].get_base_model()
-        asked = [row["prompt"] for row in rows]
-        prompts = self.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
         micro = math.gcd(8, args.minibatch_size)
         as_ours = {
             "bf16": self.job.half == "bf16",
@@ -437,26 +419,23 @@ class Row:
             "optim": "adamw_8bit" if self.gpu else "adamw_torch_fused",
             "dataloader_pin_memory": self.gpu,
         }
-        config = PPOConfig(
+        return plain_ppo(
+            self.model,
+            self.load_plain(classify=True)[0].get_base_model(),
+            self.tokenizer,
+            rows.to_list(),
+            distinct_words_reward,
             **settings(self.job.folder, args.seed) | as_ours,
             learning_rate=args.learning_rate,
-            lr_scheduler_type="constant",
             total_episodes=args.max_steps * args.batch_size,
             response_length=args.max_completion_length,
-            stop_token="eos",
-            temperature=1.0,
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=args.batch_size // micro,
             num_mini_batches=args.batch_size // args.minibatch_size,
             num_ppo_epochs=args.ppo_epochs,
-            local_rollout_forward_batch_size=args.batch_size,
-            num_sample_generations=0,
             kl_coef=args.kl_coefficient,
             missing_eos_penalty=args.missing_end_penalty,
         )
-        judge = programmatic(self.tokenizer, prompts, rows, distinct_words_reward)
-        dataset = Dataset.from_dict({"input_ids": prompts})
-        return PPOTrainer(config, self.tokenizer, self.model, None, judge, dataset, critic)
 
     def clock(self, phases: Phases, accelerator: Any, warm_up: int, steps: int) -> Any:
         """A callback that takes a lap for each step after those that warm up, and looks at lengths, losses and, in

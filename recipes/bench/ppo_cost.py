@@ -217,10 +217,9 @@ def ours(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[Cost, Any, 
 def trl_ppo(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[Cost, Any, Any]:
     """The same of TRL's PPO."""
     import torch
-    from datasets import Dataset
+    import trl.experimental.ppo  # noqa: F401  with datasets: libraries belong to the start
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     cost = Cost()
     torch.manual_seed(job.seed)
@@ -230,17 +229,33 @@ def trl_ppo(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[Cost, An
     critic = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=1, dtype="auto")
     if job.contender != "trl whole":
         critic = get_peft_model(critic, LoraConfig(**LORA, task_type="SEQ_CLS")).get_base_model()
+    config = {
+        **job.shared(output),
+        "total_episodes": job.updates * len(rows),
+        "response_length": job.tokens,
+        "per_device_train_batch_size": job.micro_batch,
+        "gradient_accumulation_steps": len(rows) // job.micro_batch,
+        "num_ppo_epochs": EPOCHS,
+        "kl_coef": KL_COEFFICIENT,
+        "missing_eos_penalty": MISSING_END_PENALTY,
+    }
+    return cost, plain_ppo(policy, critic, tokenizer, rows, reward, **config), policy
+
+
+def plain_ppo(policy: Any, critic: Any, tokenizer: Any, rows: Rows, reward: Reward, **config: Any) -> Any:
+    """The trainer of TRL 1.12.0, whose updates are of all `rows` at once."""
+    from datasets import Dataset
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
     asked = [row["prompt"] for row in rows]
     prompts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     judge = programmatic(tokenizer, prompts, rows, reward)
-    config = PPOConfig(
-        **job.shared(output), total_episodes=job.updates * len(rows), response_length=job.tokens, stop_token="eos",
-        per_device_train_batch_size=job.micro_batch, gradient_accumulation_steps=len(rows) // job.micro_batch,
-        local_rollout_forward_batch_size=len(rows), num_ppo_epochs=EPOCHS, num_sample_generations=0,
-        kl_coef=KL_COEFFICIENT, missing_eos_penalty=MISSING_END_PENALTY,
-    )  # fmt: skip
-    dataset = Dataset.from_dict({"input_ids": prompts})
-    return cost, PPOTrainer(config, tokenizer, policy, None, judge, dataset, critic), policy
+    made = PPOConfig(
+        **{"lr_scheduler_type": "constant", "temperature": 1.0, "stop_token": "eos", **config},
+        local_rollout_forward_batch_size=len(rows),
+        num_sample_generations=0,
+    )
+    return PPOTrainer(made, tokenizer, policy, None, judge, Dataset.from_dict({"input_ids": prompts}), critic)
 
 
 def programmatic(tokenizer: Any, prompts: list[list[int]], rows: Rows, reward: Reward) -> Any:
