@@ -69,6 +69,26 @@ def token_length(tokenizer: Any, text: str) -> int:
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def leave_out_long(rows: "Dataset", tokenizer: Any, limit: int, *, flag: str) -> "Dataset":
+    """The rows whose `prompt`, messages or the text of them, has at most `limit` tokens; a line says how many had more.
+
+    Raises ValueError, naming the `flag` to raise, where none is left.
+    """
+
+    def fits(row: dict[str, Any]) -> bool:
+        prompt = row["prompt"]
+        if isinstance(prompt, str):
+            return token_length(tokenizer, prompt) <= limit
+        return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)) <= limit
+
+    kept = rows.filter(fits, desc="Measuring prompts")
+    if len(kept) < len(rows):
+        print(f"{len(rows) - len(kept):,} of {len(rows):,} prompts are left out: longer than {limit:,} tokens")
+    if not len(kept):
+        raise ValueError(f"no prompt has at most {limit:,} tokens: raise {flag}")
+    return kept
+
+
 def add_passages(
     dataset: "Dataset", *, budget: int, count_tokens: Callable[[str], int], numbered: bool = False
 ) -> "Dataset":

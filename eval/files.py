@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,47 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     objects, and OSError.
     """
     write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def built_once(folder: Path, build: Callable[[Path], object], *, intact: Callable[[Path], bool] = Path.is_dir) -> Path:
+    """`folder`, which `build` fills where it is not `intact`: it appears by one rename, whole and on disk.
+
+    Processes that call at the same time wait for one build, in an empty folder beside it. What a killed build left
+    there is removed, and so is a `folder` that is no longer intact; one that is may be read-only.
+
+    Raises whatever `build` raises, and OSError (full disk, unwritable folder). Then nothing is left but a lock file.
+    """
+    if intact(folder):
+        return folder
+    from filelock import FileLock
+
+    partial = folder.with_name(folder.name + ".partial")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        if intact(folder):  # another process built it while this one waited
+            return folder
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            build(partial)
+            # A rename can reach the disk before the data: after a power cut the folder is whole in name only.
+            for path in [*partial.rglob("*"), partial]:
+                _fsync(path)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+            _fsync(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def results_folder(machine: str, root: Path = RESULTS) -> Path:

@@ -20,13 +20,12 @@ rows and a GPU: not yet.
 
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
 from data import evolkit
+from data.prompts import leave_out_long
 from eval.methods import Adapter
 from recipes.common import adapters, cli, machine
 from recipes.common.args import SFTArgs, split_batch
@@ -84,15 +83,6 @@ def sft_config(args: Args, run: Run) -> object:
     )
 
 
-def short_enough(rows: Any, tokenizer: Any, room: int) -> Any:
-    """The rows whose prompt leaves room for an answer: a prompt that is cut asks something else."""
-    ids = partial(tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
-    kept = rows.filter(lambda row: len(ids(row["prompt"])) <= room)
-    if len(kept) < len(rows):
-        print(f"{len(rows) - len(kept):,} of {len(rows):,} prompts are longer than {room:,} tokens and are left out")
-    return kept
-
-
 def main(args: Args) -> None:
     spec = resolve(args.model)
     if spec.context and args.max_length + args.virtual_tokens > spec.context:
@@ -101,7 +91,8 @@ def main(args: Args) -> None:
     test = evolkit.load("test", source=args.source, limit=args.eval_problems)
     run = Run.open("evolkit_sft", args, correct=None, format=None)
     model, tokenizer = adapters.load(args, run.spec)
-    train, test = (short_enough(rows, tokenizer, args.max_length - args.max_answer) for rows in (train, test))
+    room = args.max_length - args.max_answer  # a prompt that is cut asks something else
+    train, test = (leave_out_long(rows, tokenizer, room, flag="--max-length") for rows in (train, test))
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=args.max_answer)
     from trl import SFTTrainer
 

@@ -27,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
 from data import ultrafeedback
+from data.prompts import leave_out_long
 from recipes.common import cli, judging, machine
 from recipes.common.args import PPOArgs
 from recipes.common.grpo import assessment, load_policy
@@ -113,9 +114,10 @@ def main(args: Args) -> None:
     policy = load_policy(args, run.spec, max_prompt_length=args.max_prompt_length)
     if args.start_from:
         freeze_reference(policy.model)
-    from recipes.common.ppo import PPOTrainer, add_references, short_prompts
+    from recipes.common.ppo import PPOTrainer, add_references
 
-    train, test = (short_prompts(rows, policy.tokenizer, args.max_prompt_length) for rows in (train, test))
+    fits = partial(leave_out_long, tokenizer=policy.tokenizer, limit=args.max_prompt_length, flag="--max-prompt-length")
+    train, test = fits(train), fits(test)
     refer = partial(add_references, args.pairrm_reference, policy.rollouts.sampler, args.max_completion_length)
     train, test = refer(train, "train"), refer(test, "held out")
     reward = rated_by(policy.model)

@@ -13,7 +13,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-PROJECT = tomllib.loads(PYPROJECT)["project"]
+TABLES = tomllib.loads(PYPROJECT)
+PROJECT = TABLES["project"]
 OURS = ("recipes", "rewards", "data", "eval")
 PIN_FILES = ("cpu.txt", "gpu.txt", "cpu-vllm.txt")
 PEER_FILE = "bench-peer.txt"
@@ -42,6 +43,14 @@ def misfits(requirements: list[Requirement], versions: dict[str, str]) -> list[s
     """The requirements that `versions` (canonical name to version) lacks or holds outside their range."""
     found = [(requirement, versions.get(canonicalize_name(requirement.name))) for requirement in requirements]
     return [f"{wanted}: {have}" for wanted, have in found if have is None or have not in wanted.specifier]
+
+
+def test_nothing_builds_a_wheel() -> None:
+    """It would install packages called data and eval. As it is, `pip install .` ends in setuptools' sentence about several
+    top-level packages."""
+    assert "build-system" not in TABLES
+    assert set(TABLES["tool"]) == {"uv", "ruff", "mypy", "pytest"}
+    assert TABLES["tool"]["uv"]["package"] is False
 
 
 def test_installed_packages_satisfy_every_range() -> None:

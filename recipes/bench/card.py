@@ -1,10 +1,10 @@
 """The cost card: does every method run on this card, does it fit, and how long does a step take?
 
-    python -m recipes.bench.card                                                # without a GPU: shape "tiny", every method
+    python -m recipes.bench.card                                        # without a GPU: shape "tiny", every method
     python -m recipes.bench.card --shapes llama-3.1-8b phi-4 --methods sft grpo --peer
-    python -m recipes.bench.card --resume                                       # goes on where --minutes or a kill stopped it
-    python -m recipes.bench.card --learn --minutes 25                           # two recipes, before and after, on SmolLM2
-    python -m recipes.bench.card --table                                        # writes the README's tables from all results
+    python -m recipes.bench.card --resume                               # goes on where --minutes or a kill stopped it
+    python -m recipes.bench.card --learn --minutes 25                   # two recipes, before and after, on SmolLM2
+    python -m recipes.bench.card --table                                # writes the tables of README.md here
 
 It needs no download: models of a shape are made on the spot with random weights, in NF4 where the recipe quantises, for
 speed, memory, dtypes and kernels do not depend on training. A row is a method on a shape. Processes of its own, one
@@ -31,68 +31,54 @@ import re
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from eval.files import RESULTS, results_folder, write_json_atomic
 from eval.metrics import verdict
-from recipes.bench.card_row import METHODS, ROLLS_OUT, Job
+from recipes.bench import gauge, process
+from recipes.bench.card_row import METHODS, ROLLS_OUT, Job, ceilings, measure
 from recipes.bench.card_table import describe, key, print_table, write_readme
-
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 1800  # seconds after which a process hangs, most likely
-MIB_IN_GIB = 1024
-# As commands: rewards, data and eval import nothing of the recipes.
-ASK = """
-import json, sys
+from recipes.bench.process import Failed
 from recipes.common import machine
-from recipes.common.stand_ins import shapes, smollm2
-half = "bf16"
-if machine.has_gpu():
-    import torch
-    half = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-try:
-    shapes = [shapes.by_name(name).alias for name in sys.argv[1:]]
-except ValueError as error:
-    sys.exit(print(json.dumps({"error": str(error)})))
-print(json.dumps({
-    "shapes": shapes, "half": half, "gpu": machine.has_gpu(), "vllm": machine.has_vllm(), "machine": machine.describe(),
-    "git_commit": machine.git_commit(), "versions": machine.versions(), "cache": str(smollm2.cache_root()),
-}))
-"""
-MAKE = """
-import sys
-from pathlib import Path
+from recipes.common.rollouts import Choice
 from recipes.common.stand_ins.shapes import by_name, random_folder
-print(random_folder(by_name(sys.argv[1]), Path(sys.argv[2]), in_4bit=sys.argv[3] == "4"))
-"""
-CEILINGS = "import json; from recipes.bench.card_row import ceilings; print(json.dumps(ceilings()))"
-MEASURE = (
-    "import sys; from recipes import {recipe} as recipe; from recipes.bench.card_row import measure; "
-    "measure(recipe, sys.argv[1]{trainer})"
-)
-OWN_PPO = "import unsloth; from recipes.common.ppo import PPOTrainer; "
-LEARN = """
-import sys
-from dataclasses import replace
-from recipes import {recipe} as recipe
-from recipes.common.machine import quiet_libraries
-quiet_libraries()
-folder, hours, resume = sys.argv[1:]
-recipe.main(replace(recipe.ON_CPU, output_dir=folder, max_hours=float(hours), resume=resume == "resume"))
-"""
-LEARNERS = {"gsm8k_grpo": 0.7, "ultrafeedback_dpo": 1.0}  # and the share of the time that is left which each may take
+from recipes.common.stand_ins.smollm2 import cache_root
+
+README = Path(__file__).with_name("README.md")
+MIB_IN_GIB = 1024
+LEARNERS = {
+    "grpo": 0.7,
+    "dpo": 1.0,
+}  # methods, and the share of the time that is left which the recipe of each may take
 
 
-class Failed(Exception):
-    """A process that did not do what it was asked, with the reason on a line."""
+def about() -> dict[str, Any]:
+    """What the card is of. On a GPU in a process of its own: a context takes memory from whatever is measured."""
+    half = "bf16"
+    if machine.has_gpu():
+        import torch
+
+        half = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    return {**gauge.about(), "half": half, "gpu": machine.has_gpu(), "vllm": machine.has_vllm()}
+
+
+def make_model(shape: str, parent: str, in_4bit: bool) -> str:
+    """The folder of a random model."""
+    return str(random_folder(by_name(shape), Path(parent), in_4bit=in_4bit))
+
+
+def learn(method: str, output_dir: str, hours: float, resume: bool) -> None:
+    """Run a method's recipe as it is without a GPU."""
+    machine.quiet_libraries()
+    recipe = METHODS[method].recipe
+    recipe.main(replace(recipe.ON_CPU, output_dir=output_dir, max_hours=hours, resume=resume))
 
 
 @dataclass(frozen=True)
@@ -103,19 +89,19 @@ class Row:
     shape: str
     bits: int
     half: str
-    rollouts: str | None
+    rollouts: Choice | None
     """The engine, "model" or "vllm"; None where a method has no rollouts"""
 
     @property
     def recipe(self) -> str:
-        return METHODS[self.method].recipe
+        return METHODS[self.method].name
 
 
 def planned(args: argparse.Namespace, about: dict[str, Any]) -> list[Row]:
     """The rows that are asked for, in their order."""
     bits = args.bits or (4 if about["gpu"] else 16)
 
-    def engines(method: str) -> Sequence[str | None]:
+    def engines(method: str) -> Sequence[Choice | None]:
         if method not in ROLLS_OUT:
             return [None]
         # vLLM has no 4-bit kernels on a CPU.
@@ -124,7 +110,7 @@ def planned(args: argparse.Namespace, about: dict[str, Any]) -> list[Row]:
 
     return [
         Row(method, shape, bits, half, engine)
-        for shape in about["shapes"]
+        for shape in args.shapes
         for method in args.methods
         for half in args.half or [about["half"]]
         for engine in engines(method)
@@ -142,7 +128,7 @@ class Card:
         self.kept: dict[str, Any] = {"machine": about["machine"], "ceilings": None, "rows": [], "learned": []}
         if self.path.exists():
             self.kept = json.loads(self.path.read_text(encoding="utf-8"))
-        self.scratch = Path(about["cache"]) / "card"
+        self.scratch = cache_root() / "card"
 
     def keep(self, kind: str, entry: dict[str, Any]) -> None:
         """Put `entry` among the "rows" or "learned", in place of an older one of the same."""
@@ -177,8 +163,10 @@ class Card:
         try:
             for number, row in enumerate(missing):
                 if self.out_of_time():
-                    print(f"Stopped after {self.args.minutes:g} minutes with {len(missing) - number} rows to go: "
-                          "the same command with --resume goes on.")  # fmt: skip
+                    print(
+                        f"Stopped after {self.args.minutes:g} minutes with {len(missing) - number} rows to go: "
+                        "the same command with --resume goes on."
+                    )
                     break
                 if number == 0:
                     self.kept["ceilings"] = self.ceilings()
@@ -194,7 +182,7 @@ class Card:
     def ceilings(self) -> dict[str, float] | None:
         """What `recipes.bench.card_row.ceilings` measures; None, with a line, where it fails."""
         try:
-            return json.loads(_process(CEILINGS))
+            return process.call(ceilings)
         except Failed as error:
             print(f"No shares of this machine: its ceilings could not be measured ({error})")
             return None
@@ -205,11 +193,17 @@ class Card:
         turns: dict[str, dict[str, Any]] = {}
         with tempfile.TemporaryDirectory(prefix="card-") as work:
             try:
-                model = _process(MAKE, row.shape, str(self.scratch), str(row.bits))
+                in_4bit = row.bits == 4
                 job = Job(
-                    method=row.method, shape=row.shape, model=model, folder=f"{work}/run", out=f"{work}/found.json",
-                    in_4bit=row.bits == 4, gpu=self.about["gpu"], half=row.half, engine=row.rollouts or "model",
-                )  # fmt: skip
+                    method=row.method,
+                    shape=row.shape,
+                    model=process.call(make_model, row.shape, str(self.scratch), in_4bit),
+                    folder=f"{work}/run",
+                    in_4bit=in_4bit,
+                    gpu=self.about["gpu"],
+                    half=row.half,
+                    engine=row.rollouts or "model",
+                )
                 turns["ours"] = self.turn(job, grow=True)
                 in_turn = self.args.peer and row.rollouts != "vllm"  # for which TRL has no peer on a CPU
                 if in_turn:
@@ -221,22 +215,19 @@ class Card:
 
     def turn(self, job: Job, *, python: str = sys.executable, **changes: Any) -> dict[str, Any]:
         """A process of `job` with `changes`; what it found."""
-        job = Job(**{**asdict(job), **changes})
+        job = replace(job, **changes)
         whose = "plain TRL" if job.trl else "the recipe with its saved adapter" if job.reload else "the recipe"
         print(f"{job.method}, {job.shape}: {whose} ...", flush=True)
-        own_ppo = job.method == "ppo" and not job.trl
-        program = MEASURE.format(recipe=METHODS[job.method].recipe, trainer=", PPOTrainer" if own_ppo else "")
         # TRL's PPO ignores `bf16`; whoever heeds it is told the same twice.
         environment = {"ACCELERATE_MIXED_PRECISION": job.half} if job.trl else {}
-        _process(OWN_PPO * own_ppo + program, json.dumps(asdict(job)), python=python, environment=environment)
-        return json.loads(Path(job.out).read_text(encoding="utf-8"))
+        return process.call(measure, asdict(job), python=python, **environment)
 
     def peer(self, job: Job) -> dict[str, Any]:
         """The peer's turn, or why there was none: our figures stand without it."""
         on_its_own = self.about["gpu"] and job.method != "ppo"
         try:
             folder = f"{job.folder}-peer"
-            python = sys.executable if on_its_own else str(ROOT / self.args.peer_python)
+            python = sys.executable if on_its_own else str(process.ROOT / self.args.peer_python)
             return self.turn(job, trl=True, folder=folder, python=python)
         except Failed as error:
             return {"failed": str(error)}
@@ -245,15 +236,16 @@ class Card:
 
     def learn(self) -> list[dict[str, Any]]:
         """Run `LEARNERS` on SmolLM2 within the time; returns what is known of them."""
-        for recipe, share in LEARNERS.items():
+        for method, share in LEARNERS.items():
+            recipe = METHODS[method].name
             runs = Path(self.args.output_dir) / recipe / "smollm2-135m"
             newest = max(runs.glob("*/config.json"), default=None)
             before = _results(newest.parent) if newest and self.args.resume else None
             if not (before and before["complete"]):
                 hours = (self.args.minutes / 60 - (time.monotonic() - self.began) / 3600) * share
-                how = "resume" if self.args.resume and newest else "new"
+                resume = bool(self.args.resume and newest)
                 try:
-                    _process(LEARN.format(recipe=recipe), self.args.output_dir, str(hours), how, shown=True)
+                    process.call(learn, method, self.args.output_dir, hours, resume, shown=True, timeout=None)
                 except Failed as error:
                     self.keep("learned", {"recipe": recipe, **self.stamp(), "failed": str(error)})
                     continue
@@ -351,33 +343,6 @@ def _results(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _process(
-    program: str,
-    *arguments: str,
-    python: str = sys.executable,
-    shown: bool = False,
-    environment: Mapping[str, str] | None = None,
-) -> str:
-    """Run `program` offline; returns the last line that it printed, or prints all as it comes where it is `shown`.
-
-    Raises Failed with its last line of error, or what killed it.
-    """
-    offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    settings = {**os.environ, **offline, **(environment or {})}
-    pipes: dict[str, Any] = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    try:
-        command = [python, "-c", program, *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=settings, text=True, timeout=TIMEOUT, **pipes)
-    except subprocess.TimeoutExpired:
-        raise Failed(f"it was not done after {TIMEOUT // 60} minutes") from None
-    if done.returncode < 0:
-        raise Failed(f"it was killed by signal {-done.returncode}, for want of memory most likely")
-    if done.returncode:
-        lines = [line for line in (done.stderr or "").splitlines() if line.strip()]
-        raise Failed(lines[-1][:300] if lines else f"it ended with code {done.returncode}")
-    return ([""] if shown else done.stdout.splitlines() or [""])[-1]
-
-
 def sound(entry: dict[str, Any]) -> bool:
     """Whether a row ended, learned with finite numbers, on its adapter alone, and that loads as it was saved."""
     checks = not entry["failed"] and entry["loss_finite"] and entry["gradients_on_adapters_only"]
@@ -385,22 +350,25 @@ def sound(entry: dict[str, Any]) -> bool:
 
 
 def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", metavar="SHAPE", help="tiny, or aliases of recipes/common/models.py")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD",
-                        help=", ".join(METHODS))  # fmt: skip
+    parser = gauge.command_line(__doc__, peer=True)
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="SHAPE", help="tiny, or aliases of recipes/common/model_table.py"
+    )
+    methods = ", ".join(METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD", help=methods)
     parser.add_argument(
         "--bits", type=int, choices=(4, 16), help="of the frozen weights: as the recipes here, 4 on a GPU"
     )
     parser.add_argument("--half", nargs="+", choices=("bf16", "fp16"), help="precision; bf16 where there is one")
     parser.add_argument("--peer", action="store_true", help="plain TRL in turn with ours")
-    parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
     parser.add_argument("--minutes", type=float, default=9.0, help="no row is begun after so many")
     parser.add_argument("--resume", action="store_true", help="leave out what the newest file of this machine has")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of all machines' results")
     parser.add_argument("--learn", action="store_true", help="two recipes on SmolLM2 in place of the costs")
     parser.add_argument("--output-dir", default="outputs/card", help="where runs of --learn go")
-    parser.add_argument("--table", action="store_true", help="write the README's tables, and measure nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="write the tables of recipes/bench/README.md, and measure nothing"
+    )
     return parser, parser.parse_args(arguments)
 
 
@@ -410,29 +378,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser, args = parsed(arguments)
     if args.table:
-        write_readme(ROOT / "README.md", args.results)
+        write_readme(README, args.results)
         return 0
-    about = json.loads(_process(ASK, *(args.shapes or [])))
-    if "error" in about:
-        parser.error(about["error"])
-    about["shapes"] = about["shapes"] or ["llama-3.1-8b" if about["gpu"] else "tiny"]
-    if "fp16" in (args.half or []) and not about["gpu"]:
+    try:
+        args.shapes = [by_name(name).alias for name in args.shapes or ["llama-3.1-8b" if machine.has_gpu() else "tiny"]]
+    except ValueError as error:
+        parser.error(str(error))
+    known = process.call(about)
+    if "fp16" in (args.half or []) and not known["gpu"]:
         parser.error("--half fp16 needs a GPU: no method trains in it on a CPU")
-    if "bf16" in (args.half or []) and about["half"] == "fp16":
+    if "bf16" in (args.half or []) and known["half"] == "fp16":
         parser.error("--half bf16: this card computes in no bfloat16; leave it out")
-    if not Path("/proc/self/status").exists():
-        parser.error("this reads resident memory from /proc, which only Linux has")
-    if args.peer and not about["gpu"] and not (ROOT / args.peer_python).exists():
-        parser.error(f"there is no {args.peer_python}, which --peer needs: `make card` makes it")
-    cache = Path(about["cache"])
+    gauge.need_proc(parser)
+    if args.peer and not known["gpu"]:
+        gauge.need_peer(parser, args.peer_python)
+    cache = cache_root()
     cache.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(cache / "card.lock", timeout=0):  # two at once would measure each other
-            card = Card(args, about)
+            card = Card(args, known)
             if args.learn:
                 entries = card.learn()
                 return 0 if entries and not any(entry["failed"] for entry in entries) else 1
-            entries = card.run(planned(args, about))
+            entries = card.run(planned(args, known))
     except Timeout:
         parser.error("another cost card is being measured on this machine: wait until it is done")
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
 """One row of the cost card, `recipes/bench/card.py`: a method's own trainer on a random model, in a process of its own.
 
 Ours is the recipe: its model loading, its trainer config and `Run.train`. The peer is plain TRL and PEFT, on a GPU with
-bitsandbytes, given the same config, model and rows; where that is no trainer of TRL any more, TRL 1.12.0's PPO. Nothing
-here imports a recipe: the command that starts the process hands one over, and every function that it uses.
+bitsandbytes, given the same config, model and rows; where that is no trainer of TRL any more, TRL 1.12.0's PPO, in a
+Python that has no Unsloth.
 
 What differs from the recipe as a user runs it, for either contender:
 - every row is exactly as long as the recipe allows, and prompts of GRPO and PPO are half as long as it allows: no
@@ -22,7 +22,7 @@ the whole forward pass and loss, and not as "backward".
 
 import functools
 import gc
-import json
+import importlib
 import math
 import os
 import resource
@@ -33,17 +33,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from eval.files import write_json_atomic
-from recipes.bench.pair_memory import resident_mib
-from recipes.bench.ppo_cost import distinct_words_reward, programmatic
+from data.preferences import label_weights, unpaired
+from recipes import (
+    arc_sft,
+    gsm8k_grpo,
+    ultrafeedback_dpo,
+    ultrafeedback_kto,
+    ultrafeedback_orpo,
+    ultrafeedback_ppo,
+    ultrafeedback_reward,
+)
+from recipes.bench.gauge import resident_mib
+from recipes.bench.ppo_cost import distinct_words_reward, plain_ppo
+from recipes.bench.training_speed import settings
+from recipes.common import adapters
+from recipes.common.models import resolve
+from recipes.common.preference import rendered, switch_off_reference
+from recipes.common.rollouts import Choice, Rollouts, choose
+from recipes.common.run import Run
+from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
+from rewards.numeric import correctness_reward
 
 WARM_UP, TIMED, GROWTH = 2, 4, 2  # steps that are not timed, that are, and that are of each doubling
 ENOUGH = 120  # seconds of training after which a process makes no further step, once one has been timed
 SLOW = 15  # seconds of a step from which on doubled ones are not warmed up, and one is timed
 SKIPPED = 12  # more steps of fp16, whose scale falls until no gradient overflows; those that overflow are not timed
-TINY_PROMPT = 64  # tokens of GRPO's prompts for shape "tiny"
+GRPO_PROMPT, TINY_PROMPT = 208, 64  # tokens: half of what gsm8k_grpo has room for, and those for shape "tiny"
 MIB, GIB = 2**20, 2**30
 LOGITS = "logits.safetensors"
 VALUE = "value"  # the adapter of our PPO's value function
@@ -62,7 +80,7 @@ WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 class Method:
     """A method of the card: its recipe, and what of its arguments is work."""
 
-    recipe: str
+    recipe: ModuleType
     work: dict[str, str]
     """What can be doubled, and the argument that says how much of it there is"""
     tiny: dict[str, int]
@@ -71,45 +89,49 @@ class Method:
     """Products with every weight for each token of a step's rows, without the rollout: 1 of a pass without a gradient,
     2 of one that is differentiated, since frozen weights need no gradient of their own"""
 
+    @property
+    def name(self) -> str:
+        """The recipe's"""
+        return self.recipe.__name__.removeprefix("recipes.")
+
 
 PAIRS = {"length": "max_length", "batch": "batch_size"}
 METHODS = {
-    "sft": Method("arc_sft", PAIRS, {"max_length": 128, "batch_size": 8}, 2),
-    "dpo": Method("ultrafeedback_dpo", PAIRS, {"max_length": 128, "batch_size": 4}, 3),
-    "kto": Method("ultrafeedback_kto", PAIRS, {"max_length": 128, "batch_size": 8}, 5),
-    "orpo": Method("ultrafeedback_orpo", PAIRS, {"max_length": 128, "batch_size": 4}, 2),
+    "sft": Method(arc_sft, PAIRS, {"max_length": 128, "batch_size": 8}, 2),
+    "dpo": Method(ultrafeedback_dpo, PAIRS, {"max_length": 128, "batch_size": 4}, 3),
+    "kto": Method(ultrafeedback_kto, PAIRS, {"max_length": 128, "batch_size": 8}, 5),
+    "orpo": Method(ultrafeedback_orpo, PAIRS, {"max_length": 128, "batch_size": 4}, 2),
     "grpo": Method(
-        "gsm8k_grpo",
+        gsm8k_grpo,
         {"completions": "num_generations", "length": "max_completion_length", "batch": "prompts_per_step"},
         {"num_generations": 4, "max_completion_length": 32, "prompts_per_step": 2},
         2,
     ),
     "ppo": Method(
-        "ultrafeedback_ppo",
+        ultrafeedback_ppo,
         {"length": "max_completion_length", "batch": "batch_size"},
         {"max_completion_length": 32, "max_prompt_length": 128, "batch_size": 8, "minibatch_size": 4},
         3,
     ),
-    "reward": Method("ultrafeedback_reward", PAIRS, {"max_length": 128, "batch_size": 4}, 2),
+    "reward": Method(ultrafeedback_reward, PAIRS, {"max_length": 128, "batch_size": 4}, 2),
 }
 ROLLS_OUT = ("grpo", "ppo")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process is to do; it writes a `Found` to the file `out` and its run to `folder`."""
+    """What one process is to do, with its run in `folder`."""
 
     method: str
     shape: str
     model: str
     """Folder of the model"""
     folder: str
-    out: str
     in_4bit: bool
     gpu: bool = False
     half: str = "bf16"
     """Or fp16, as on a card that has no bfloat16"""
-    engine: str = "model"
+    engine: Choice = "model"
     """Of rollouts, or vllm"""
     trl: bool = False
     """The peer"""
@@ -191,9 +213,9 @@ class Phases:
         return lap
 
 
-def measure(recipe: Any, job_json: str, ppo_trainer: Any = None) -> None:
-    """Do a `Job` (JSON) with the module of its recipe and, where that is ours of PPO, the trainer it imports inside."""
-    job = Job(**json.loads(job_json))
+def measure(work: dict[str, Any]) -> dict[str, Any]:
+    """Do a `Job`, of these fields. Returns the fields of what it has `Found`."""
+    job = Job(**work)
     if not job.trl:
         import unsloth
     import torch
@@ -204,41 +226,31 @@ def measure(recipe: Any, job_json: str, ppo_trainer: Any = None) -> None:
         torch.cuda.is_bf16_supported = lambda *_, **__: False
         if not job.trl:
             unsloth.models._utils.SUPPORTS_BFLOAT16, unsloth.models._utils._BF16_BY_DEVICE = False, None
-    row = Row(recipe, job, ppo_trainer)
+    row = Row(job)
     row.do()
-    write_json_atomic(Path(job.out), asdict(row.found))
+    return asdict(row.found)
 
 
 class Row:
     """The process of a `Job`: loads, trains, checks."""
 
-    def __init__(self, recipe: Any, job: Job, ppo_trainer: Any) -> None:
+    def __init__(self, job: Job) -> None:
         import torch
         import transformers
         import trl
 
-        self.recipe, self.job, self.ppo_trainer, self.method = recipe, job, ppo_trainer, METHODS[job.method]
+        self.job, self.method, self.gpu, self.rolls_out = job, METHODS[job.method], job.gpu, job.method in ROLLS_OUT
         self.found = Found(versions={module.__name__: module.__version__ for module in (torch, transformers, trl)})
-        self.rolls_out = job.method in ROLLS_OUT
-        self.gpu = job.gpu
-        args = recipe.Args() if self.gpu else recipe.ON_CPU
+        args = self.method.recipe.Args() if self.gpu else self.method.recipe.ON_CPU
         fixed: dict[str, Any] = {"model": job.model, "max_steps": WARM_UP + TIMED, "report_to": "none"}
         if hasattr(args, "adapter"):
             fixed["adapter"] = "qlora" if job.in_4bit else "lora"
         else:
             fixed["load_in_4bit"] = job.in_4bit
         self.args = replace(args, **fixed, **(self.method.tiny if job.shape == "tiny" else {}))
-        self.spec = recipe.resolve(job.model)
-        names = {"resumed": False, "correct": None, "format": None}
-        self.run = recipe.Run(Path(job.folder), self.method.recipe, self.spec, self.args, **names)
-        self.run.folder.mkdir(exist_ok=True)
-        own_settings = self.run.trainer_settings
-
-        def settings(phase: str) -> dict[str, Any]:
-            # Plain TRL asks to be told that there is no GPU.
-            return {**own_settings(phase), "save_strategy": "no", "use_cpu": not self.gpu}
-
-        self.run.trainer_settings = settings
+        self.spec = resolve(job.model)
+        Path(job.folder).mkdir(exist_ok=True)
+        self.run = self.run_of(self.args)
 
     def wait(self) -> None:
         """Until the GPU is done, where there is one."""
@@ -266,23 +278,39 @@ class Row:
             for what, name in self.method.work.items():
                 found.growth[what] = self.doubled({name: 2 * getattr(self.args, name)})
 
-    # Loading
+    # What the card uses of a recipe, beside its Args and ON_CPU: a run without stages, the configs, the loading
+
+    def run_of(self, args: Any) -> Run:
+        names: dict[str, Any] = {"resumed": False, "correct": None, "format": None}
+        return Run(Path(self.job.folder), self.method.name, self.spec, args, **names)
+
+    def config(self, args: Any, *more: Any) -> Any:
+        """The recipe's, of a trainer that keeps no checkpoints."""
+        config = getattr(self.method.recipe, f"{self.job.method}_config")(args, self.run_of(args), *more)
+        config.save_strategy = "no"
+        return config
 
     def load(self) -> tuple[Any, Any]:
         """As the recipe loads, with room for twice the length."""
-        recipe, lengths = self.recipe, {self.method.work["length"]: 2 * getattr(self.args, self.method.work["length"])}
-        args = replace(self.args, **lengths)
+        recipe, length = self.method.recipe, self.method.work["length"]
+        args = replace(self.args, **{length: 2 * getattr(self.args, length)})
         if self.job.method == "sft":
-            return recipe.adapters.load(
-                args.adapter, self.spec, max_seq_length=args.max_length, rank=args.lora_rank,
-                virtual_tokens=args.virtual_tokens, seed=args.seed,
-            )  # fmt: skip
+            return adapters.load(
+                args.adapter,
+                self.spec,
+                max_seq_length=args.max_length,
+                rank=args.lora_rank,
+                virtual_tokens=args.virtual_tokens,
+                seed=args.seed,
+            )
         if not self.rolls_out:
             return recipe.load_model(args, self.spec)
-        engine = recipe.choose(self.job.engine, self.job.in_4bit)  # which also prepares for it
-        loaded = recipe.load_model(args, self.spec, engine)
-        self.rollouts = recipe.Rollouts(engine, *loaded, self.prompt_tokens() + args.max_completion_length)
-        return loaded
+        engine = choose(self.job.engine, self.job.in_4bit)  # which also prepares for it
+        model, tokenizer = recipe.load_model(args, self.spec, engine)
+        self.rollouts = Rollouts(engine, model, tokenizer, self.prompt_tokens() + args.max_completion_length)
+        return model, tokenizer
+
+    # The peer's loading
 
     def load_plain(self, classify: bool = False) -> tuple[Any, Any]:
         """By transformers and PEFT; to `classify`, with a head that writes one number."""
@@ -338,52 +366,33 @@ class Row:
 
     def trainer(self, args: Any) -> Any:
         """The trainer of the recipe, or TRL's for the peer, with rows of exactly the lengths that `args` allow."""
-        recipe, run, method, tokenizer = self.recipe, self.run, self.job.method, self.tokenizer
-        shared = {"processing_class": tokenizer}
+        method = self.job.method
         if self.rolls_out:
             rows = self.prompts(args)
             return self.grpo(args, rows) if method == "grpo" else self.ppo(args, rows)
-        pairs = self.pairs(args)
+        rows, more = self.pairs(args), []
         if method == "sft":
-            from trl import SFTTrainer
-
-            rows = pairs.rename_column("chosen", "completion").remove_columns("rejected")
-            return SFTTrainer(self.model, recipe.sft_config(args, run), train_dataset=rows, **shared)
-        if method == "dpo":
-            from trl import DPOTrainer
-
-            trainer = DPOTrainer(self.model, args=recipe.dpo_config(args, run), train_dataset=pairs, **shared)
-            if not self.job.trl:
-                recipe.switch_off_reference(trainer)
-            return trainer
-        if method == "kto":
-            from trl import KTOTrainer
-
-            rows = recipe.unpaired(pairs)
-            config = recipe.kto_config(args, run, recipe.label_weights(rows["label"]))
-            trainer = KTOTrainer(self.model, args=config, train_dataset=rows, **shared)
-            if not self.job.trl:
-                recipe.switch_off_reference(trainer)
-            return trainer
-        if method == "orpo":
-            from trl.experimental.orpo import ORPOTrainer
-
-            rows = recipe.rendered(pairs, tokenizer, args.max_length)
-            return ORPOTrainer(self.model, args=recipe.orpo_config(args, run), train_dataset=rows, **shared)
-        from trl import RewardTrainer
-
-        return RewardTrainer(self.model, args=recipe.reward_config(args, run), train_dataset=pairs, **shared)
+            rows = rows.rename_column("chosen", "completion").remove_columns("rejected")
+        elif method == "kto":
+            rows = unpaired(rows)
+            more = [label_weights(rows["label"])]
+        elif method == "orpo":
+            rows = rendered(rows, self.tokenizer, args.max_length)
+        trl = importlib.import_module("trl.experimental.orpo" if method == "orpo" else "trl")
+        build = getattr(trl, "RewardTrainer" if method == "reward" else f"{method.upper()}Trainer")
+        trainer = build(self.model, args=self.config(args, *more), train_dataset=rows, processing_class=self.tokenizer)
+        if method in ("dpo", "kto") and not self.job.trl:
+            switch_off_reference(trainer)
+        return trainer
 
     def grpo(self, args: Any, rows: Any) -> Any:
         from trl import GRPOTrainer
 
-        recipe = self.recipe
-        # The recipe tightens its limit to the lengths that it has seen, so it is shown the longest.
-        self.run.stages["before"] = [{"tokens": args.max_completion_length}]
-        config = recipe.grpo_config(args, self.run, self.job.engine)
+        config = self.config(args, self.job.engine)
         config.mask_truncated_completions = False
-        config.reward_weights = [*recipe.WEIGHTS, 1.0]
-        rewards = [*recipe.REWARDS, distinct_words_reward]
+        config.reward_weights = [*config.reward_weights, 1.0]
+        own = [correctness_reward, tags_reward, structure_reward, multiline_reward, steps_reward]
+        rewards = [*own, distinct_words_reward]
         trainer = GRPOTrainer(self.model, rewards, config, train_dataset=rows, processing_class=self.tokenizer)
         if not self.job.trl:
             self.rollouts.attach(trainer)
@@ -392,35 +401,41 @@ class Row:
     def ppo(self, args: Any, rows: Any) -> Any:
         if self.job.trl:
             return self.trl_ppo(args, rows)
+        from recipes.common.ppo import PPOTrainer
+
         if VALUE in self.model.peft_config:  # of a trainer before this one
             self.model.delete_adapter(VALUE)
-        config = self.recipe.ppo_config(args, self.run)
-        return self.ppo_trainer(
-            self.model, distinct_words_reward, config, self.rollouts.sampler, train_dataset=rows,
-            processing_class=self.tokenizer,
-        )  # fmt: skip
+        data = {"train_dataset": rows, "processing_class": self.tokenizer}
+        return PPOTrainer(self.model, distinct_words_reward, self.config(args), self.rollouts.sampler, **data)
 
     def trl_ppo(self, args: Any, rows: Any) -> Any:
-        """PPO of TRL 1.12.0. Its value model is a second copy of the model with an adapter, as in recipes/bench/ppo_cost.py."""
-        from datasets import Dataset
-        from trl.experimental.ppo import PPOConfig, PPOTrainer
-
-        critic = self.load_plain(classify=True)[0].get_base_model()
-        asked = [row["prompt"] for row in rows]
-        prompts = self.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        """PPO of TRL 1.12.0. Its value model is a second copy of the model with an adapter, as in ppo_cost.py."""
         micro = math.gcd(8, args.minibatch_size)
-        config = PPOConfig(
-            **self.run.trainer_settings("ppo"), learning_rate=args.learning_rate, lr_scheduler_type="constant",
-            total_episodes=args.max_steps * args.batch_size, response_length=args.max_completion_length,
-            stop_token="eos", temperature=1.0, per_device_train_batch_size=micro,
+        as_ours = {
+            "bf16": self.job.half == "bf16",
+            "fp16": self.job.half == "fp16" and not self.spec.fp16_unsafe,
+            "use_cpu": not self.gpu,
+            "gradient_checkpointing": self.gpu,
+            "optim": "adamw_8bit" if self.gpu else "adamw_torch_fused",
+            "dataloader_pin_memory": self.gpu,
+        }
+        return plain_ppo(
+            self.model,
+            self.load_plain(classify=True)[0].get_base_model(),
+            self.tokenizer,
+            rows.to_list(),
+            distinct_words_reward,
+            **settings(self.job.folder, args.seed) | as_ours,
+            learning_rate=args.learning_rate,
+            total_episodes=args.max_steps * args.batch_size,
+            response_length=args.max_completion_length,
+            per_device_train_batch_size=micro,
             gradient_accumulation_steps=args.batch_size // micro,
-            num_mini_batches=args.batch_size // args.minibatch_size, num_ppo_epochs=args.ppo_epochs,
-            local_rollout_forward_batch_size=args.batch_size, num_sample_generations=0, kl_coef=args.kl_coefficient,
+            num_mini_batches=args.batch_size // args.minibatch_size,
+            num_ppo_epochs=args.ppo_epochs,
+            kl_coef=args.kl_coefficient,
             missing_eos_penalty=args.missing_end_penalty,
-        )  # fmt: skip
-        judge = programmatic(self.tokenizer, prompts, rows, distinct_words_reward)
-        dataset = Dataset.from_dict({"input_ids": prompts})
-        return PPOTrainer(config, self.tokenizer, self.model, None, judge, dataset, critic)
+        )
 
     def clock(self, phases: Phases, accelerator: Any, warm_up: int, steps: int) -> Any:
         """A callback that takes a lap for each step after those that warm up, and looks at lengths, losses and, in
@@ -470,7 +485,7 @@ class Row:
         """Of GRPO and PPO: half of the longest that the recipe allows."""
         if self.job.method == "ppo":
             return self.args.max_prompt_length // 2
-        return TINY_PROMPT if self.job.shape == "tiny" else self.recipe.PROMPT_TOKENS // 2
+        return TINY_PROMPT if self.job.shape == "tiny" else GRPO_PROMPT
 
     def prompts(self, args: Any) -> Any:
         """As many prompts as a step has, of exactly `prompt_tokens`."""

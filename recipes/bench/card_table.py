@@ -1,4 +1,4 @@
-"""What the cost card measured, as people read it: on the terminal, and as the README's tables."""
+"""What the cost card measured, as people read it: on the terminal, and as the tables of README.md beside this file."""
 
 import json
 import re
@@ -140,7 +140,7 @@ def tables(results: Path) -> str:
     costs = [_costs(row) for row in rows]
     if not any(map(on_gpu, rows)):
         empty = (f"{BARS_SHAPE}, 4 bit", "a CUDA card of 24 GB", "not yet measured", "", "", "", "")
-        costs += [(_linked(method.recipe, name), *empty) for name, method in METHODS.items()]
+        costs += [(_linked(method.name, name), *empty) for name, method in METHODS.items()]
     head = ("recipe", "shape", "card", "s/step", "tokens/s", "peak GiB", "speed, memory / peer's", "date")
     parts = [_markdown(head, costs)]
     if grown := [row for row in rows if row["growth"]]:
@@ -204,7 +204,7 @@ def _learned(run: Entry) -> str:
 
 
 def _linked(recipe: str, name: str) -> str:
-    return f"[{name}](recipes/{recipe}.py)"
+    return f"[{name}](../{recipe}.py)"
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -10,35 +10,28 @@ Both are wall time, the libraries' work on prompts and verdicts included. The fi
 them, is made before.
 """
 
-import argparse
 import json
+import os
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from eval.files import results_path, write_json_atomic
-from recipes.bench.pair_memory import run_offline
+from recipes.bench import gauge
 from rewards import deepeval
 from rewards.contract import Reward
 from rewards.judge import Judge, connect
 from rewards.tags import render
 
-ROOT = Path(__file__).resolve().parents[2]
 STEP = 16  # completions of a step, and requests at a time
 LOOKUPS, LOOKUP_BAR = 2_000, 10_000  # different completions, and how many of them a second
 CALL_SECONDS, STEP_BAR = 1.0, 1.5
 ROUNDS = 5
-ABOUT = (
-    "import json; from recipes.common import machine; print(json.dumps({'machine': machine.describe(), 'git_commit': "
-    "machine.git_commit(), 'versions': machine.versions()}))"
-)
 
 
 @contextmanager
@@ -185,9 +178,9 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> int:
     """Print the figures and write them to eval/results/; 0 where both bars are met, 1 where one is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    about = run_offline(ABOUT)
+    gauge.command_line(__doc__).parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of the machine only the cores matter here
+    about = gauge.about()
     with tempfile.TemporaryDirectory() as folder:
         waits = measure_step(Path(folder) / "step", CALL_SECONDS)
         rate = measure_lookups(Path(folder) / "warm", LOOKUPS)
@@ -204,9 +197,7 @@ def main() -> int:
     found["met"] = found["lookups_per_second"] >= LOOKUP_BAR and found["step_seconds"] <= STEP_BAR
     print(f"{about['machine']}; {ROUNDS} rounds of each")
     print(table(found))
-    path = results_path(about["machine"], "judge")
-    write_json_atomic(path, {"date": date.today().isoformat(), **about, **found})
-    print(f"Written to {path.relative_to(ROOT)}")
+    gauge.keep("judge", about | found)
     return 0 if found["met"] else 1
 
 

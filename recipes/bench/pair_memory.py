@@ -18,37 +18,20 @@ reference before it leaves the process with memory that training then uses, and 
 The kernel's own mark of the peak is read and reset through /proc, which is Linux's.
 """
 
-import argparse
 import gc
-import json
 import os
-import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import date
-from pathlib import Path
 from typing import Any
 
-from eval.files import results_path, write_json_atomic
+from recipes.bench import gauge, process
+from recipes.bench.training_speed import settings, with_unsloth
+from recipes.common.stand_ins.smollm2 import converted_folder
 
-ROOT = Path(__file__).resolve().parents[2]
-PAIRS, STEPS, MAX_LENGTH, RANK, SEED = 4, 3, 256, 16, 3407
+PAIRS, STEPS, MAX_LENGTH = 4, 3, 256
 CONTENDERS = ("sft", "dpo", "dpo precomputed", "kto", "orpo", "simpo")
 PEER = "sft"
 BARS = {"dpo": 1.25, "dpo precomputed": 1.25}  # whose memory, and the largest ratio to the peer's
-# As commands: rewards, data and eval import nothing of the recipes.
-CONTEND = (
-    "import sys; from recipes.bench.pair_memory import contend; from recipes.common.preference import rendered, "
-    "switch_off_reference; contend(*sys.argv[1:], switch_off_reference, rendered)"
-)
-ASK = (
-    "import json; from recipes.common import machine; from recipes.common.stand_ins import smollm2; print(json.dumps({'model': "
-    "str(smollm2.converted_folder()), 'machine': machine.describe(), 'git_commit': machine.git_commit(), "
-    "'versions': machine.versions()}))"
-)
 
 
 @dataclass(frozen=True)
@@ -69,20 +52,12 @@ class Memory:
         return self.peak_mib - self.start_mib
 
 
-def contend(
-    name: str, folder: str, switch_off_reference: Callable[[Any], None], rendered: Callable[[Any, Any, int], Any]
-) -> None:
-    """Train `STEPS` steps as the contender `name` with the model in `folder`; print a `Memory` as a line of JSON.
+def contend(name: str, folder: str) -> dict[str, Any]:
+    """Train `STEPS` steps as the contender `name` with the model in `folder`. Returns the fields of a `Memory`.
 
-    The functions are those of recipes/common/preference.py. Raises RuntimeError where the batches are not all alike.
+    Raises RuntimeError where the batches are not all alike.
     """
-    from unsloth import FastLanguageModel
-
-    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model, tokenizer = FastLanguageModel.from_pretrained(folder, max_seq_length=MAX_LENGTH, load_in_4bit=False)
-    model = FastLanguageModel.get_peft_model(
-        model, r=RANK, lora_alpha=RANK, target_modules=projections, use_gradient_checkpointing=False
-    )
+    model, tokenizer = with_unsloth(folder, MAX_LENGTH)
 
     import torch
     import trl
@@ -90,6 +65,7 @@ def contend(
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     from data.preferences import unpaired
+    from recipes.common.preference import rendered, switch_off_reference
 
     pairs = longest_pairs(tokenizer)
     batches: set[tuple[int, int, int]] = set()
@@ -101,22 +77,16 @@ def contend(
 
     model.register_forward_pre_hook(count, with_kwargs=True)
     gc.collect()
-    start = resident_mib("VmRSS")
-    reset_peak()
+    start = gauge.resident_mib("VmRSS")
+    gauge.reset_peak()
     with tempfile.TemporaryDirectory() as output:
         shared: dict[str, Any] = {
-            "output_dir": output,
+            **settings(output),
             "max_steps": STEPS,
             "max_length": MAX_LENGTH,
             "bf16": True,
-            "gradient_checkpointing": False,
             "optim": "adamw_torch_fused",
             "dataloader_pin_memory": False,
-            "seed": SEED,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "report_to": "none",
-            "disable_tqdm": True,
         }
         by_row = {**shared, "per_device_train_batch_size": 2 * PAIRS}
         by_pair = {**shared, "per_device_train_batch_size": PAIRS}
@@ -145,7 +115,7 @@ def contend(
     if len(batches) != 1:
         raise RuntimeError(f"{name}: batches of (rows, tokens of the longest, tokens) {sorted(batches)}, not all alike")
     ((rows, width, tokens),) = batches
-    print(json.dumps(asdict(Memory(start, resident_mib("VmHWM"), [rows, width], tokens))))
+    return asdict(Memory(start, gauge.resident_mib("VmHWM"), [rows, width], tokens))
 
 
 def longest_pairs(tokenizer: Any) -> Any:
@@ -160,31 +130,6 @@ def longest_pairs(tokenizer: Any) -> Any:
     lengths = [tokens(row) for row in sample]
     longest = sorted(range(len(sample)), key=lengths.__getitem__, reverse=True)[:PAIRS]
     return sample.select(longest).select_columns(["prompt", "chosen", "rejected"])
-
-
-def resident_mib(field: str) -> int:
-    """Resident memory of this process in MiB: "VmRSS" now, or "VmHWM", the most since its start or `reset_peak`."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (kib,) = re.findall(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
-    return round(int(kib) / 1024)
-
-
-def reset_peak() -> None:
-    """Let the kernel's mark of the peak, "VmHWM", start again from what is held now."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def run_offline(program: str, *arguments: str, python: str = sys.executable, **environment: str) -> Any:
-    """Run `program` offline and without a GPU. Returns the JSON of its last line of output; RuntimeError with the last
-    lines of all output where it fails."""
-    # Everything is on this machine, and offline no library calls home.
-    offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    settings = {**os.environ, **offline, **environment}
-    done = subprocess.run([python, "-c", program, *arguments], cwd=ROOT, env=settings, capture_output=True, text=True)
-    if done.returncode:
-        lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
-        raise RuntimeError("\n".join([f"{' '.join(arguments)} failed:", *lines[-15:]]))
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def judge(memory: dict[str, Memory]) -> list[dict[str, Any]]:
@@ -226,19 +171,18 @@ def table(memory: dict[str, Memory], judged: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Print the table and write it to eval/results/; 0 where every bar is met,
     1 where one is missed or a contender failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = gauge.command_line(__doc__)
     parser.parse_args()
-    if not Path("/proc/self/clear_refs").exists():
-        parser.error("this reads the peak of memory from /proc, which only Linux has")
-
-    about = run_offline(ASK)
+    gauge.need_proc(parser)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    about, model = gauge.about(), str(converted_folder())
     memory: dict[str, Memory] = {}
     failed: list[str] = []
     for name in CONTENDERS:
         try:
-            memory[name] = Memory(**run_offline(CONTEND, name, about["model"]))
-        except RuntimeError as error:  # the others' figures must not go with it
-            print(error, flush=True)
+            memory[name] = Memory(**process.call(contend, name, model))
+        except process.Failed as error:  # the others' figures must not go with it
+            print(f"{name} failed: {error}", flush=True)
             failed.append(name)
             continue
         print(f"{name}: {memory[name].above_mib:,} MiB", flush=True)
@@ -250,21 +194,14 @@ def main() -> int:
     print(f"\n{about['machine']}; {rows} rows of at most {width} tokens, {STEPS} steps; resident memory in MiB")
     print(table(memory, judged))
 
-    path = results_path(about["machine"], "memory")
-    write_json_atomic(
-        path,
-        {
-            "date": date.today().isoformat(),
-            "machine": about["machine"],
-            "git_commit": about["git_commit"],
-            "steps": STEPS,
-            "bars": judged,
-            "memory": {name: {**asdict(own), "above_mib": own.above_mib} for name, own in memory.items()},
-            "versions": about["versions"],
-            "failed": failed,
-        },
-    )
-    print(f"\nWritten to {path.relative_to(ROOT)}")
+    figures = {
+        **about,
+        "steps": STEPS,
+        "bars": judged,
+        "memory": {name: {**asdict(own), "above_mib": own.above_mib} for name, own in memory.items()},
+        "failed": failed,
+    }
+    gauge.keep("memory", figures)
     return 0 if all(row["met"] is not False for row in judged) and not failed else 1
 
 

@@ -1,4 +1,6 @@
-"""How much memory PairRM takes to compare 512 pairs of 300 tokens, beside its own size: `python -m recipes.bench.pairrm_memory`.
+"""How much memory PairRM takes to compare 512 pairs of 300 tokens, beside its own size.
+
+    python -m recipes.bench.pairrm_memory
 
 The network has its published shapes and random weights, which take as much room and time as trained ones, and is read
 from safetensors as they are. A pair is a prompt and two responses, all three of a length, and no two are the same; it
@@ -8,31 +10,26 @@ Compared is the peak of the process's resident memory above what it holds when i
 itself included, with the bytes of the model's weights. The peak is read and reset through /proc, which is Linux's.
 """
 
-import argparse
 import json
 import os
 import random
 import string
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from eval.files import results_path, write_json_atomic
-from recipes.bench.pair_memory import reset_peak, resident_mib, run_offline
+from recipes.bench import gauge, process
+from recipes.common.stand_ins import tiny
 from rewards import pairrm
 
-ROOT = Path(__file__).resolve().parents[2]
 BAR = 2.0  # times the model's own size
 SEED = 3407
-# As a command, in a process of its own: eval imports nothing of the recipes, and what it leaves behind is not measured.
-BUILD = (
-    "import json, sys; from pathlib import Path; from recipes.common import machine; from recipes.common.stand_ins import tiny; "
-    "tiny.write_pairrm(Path(sys.argv[1]), initializer_range=0.02, **tiny.PAIRRM_SIZES); "
-    "print(json.dumps({'machine': machine.describe(), 'git_commit': machine.git_commit(), "
-    "'versions': machine.versions()}))"
-)
+
+
+def build(folder: str) -> None:
+    """Write the network to `folder`."""
+    tiny.write_pairrm(Path(folder), initializer_range=0.02, **tiny.PAIRRM_SIZES)
 
 
 def build_pairs(count: int, tokens: int, seed: int = SEED) -> tuple[list[str], list[str], list[str]]:
@@ -53,8 +50,8 @@ def measure(folder: str, pairs: int, tokens: int) -> dict[str, Any]:
 
     pairrm.model_class()  # with transformers: libraries belong to the start
     texts = build_pairs(pairs, tokens)
-    start = resident_mib("VmRSS")
-    reset_peak()
+    start = gauge.resident_mib("VmRSS")
+    gauge.reset_peak()
     judge = pairrm.load(folder)
     # The file is mapped, so that a weight takes room when it is first read: those of tokens in no text count too.
     sum(weight.sum() for weight in judge.model.state_dict().values())
@@ -63,7 +60,7 @@ def measure(folder: str, pairs: int, tokens: int) -> dict[str, Any]:
     began = time.perf_counter()
     judge.compare(*texts)
     seconds = time.perf_counter() - began
-    peak = resident_mib("VmHWM")
+    peak = gauge.resident_mib("VmHWM")
     weights = sum(weight.nbytes for weight in judge.model.state_dict().values()) / 2**20
     return {
         "pairs": pairs,
@@ -82,22 +79,19 @@ def measure(folder: str, pairs: int, tokens: int) -> dict[str, Any]:
 
 def main() -> int:
     """Print the figures and write them to eval/results/; 0 where the bar is met, 1 where it is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = gauge.command_line(__doc__)
     parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=300, help="of prompt and both responses, a multiple of 3")
     args = parser.parse_args()
-    if not Path("/proc/self/clear_refs").exists():
-        parser.error("this reads the peak of memory from /proc, which only Linux has")
+    gauge.need_proc(parser)
     if args.pairs < 1 or args.tokens % 3 or not 15 <= args.tokens <= pairrm.MAX_LENGTH:
         parser.error("--pairs must be at least 1, and --tokens a multiple of 3 from 15 to 2048")
-    os.environ |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as folder:
-        about = run_offline(BUILD, folder)
+        process.call(build, folder)  # what it leaves behind is not measured
         found = measure(folder, args.pairs, args.tokens)
     print(json.dumps(found, indent=2))
-    path = results_path(about["machine"], "pairrm")
-    write_json_atomic(path, {"date": date.today().isoformat(), **about, **found})
-    print(f"Written to {path.relative_to(ROOT)}")
+    gauge.keep("pairrm", gauge.about() | found)
     return 0 if found["met"] else 1
 
 

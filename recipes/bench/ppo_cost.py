@@ -12,12 +12,12 @@ minutes at a time: with one process of each, the ratio of times was 0.83 in one 
 model is an adapter and a head on a second copy of the model, which takes less than one trained whole, as in its
 example, and it writes 32 completions at once.
 
-In the second a nano model (recipes/common/stand_ins/nano.py) learns the successor task in 15 updates of 80 episodes, with three
-seeds; what counts is how many of 250 fresh answers are right (after 30 updates either gets 98 of 100 right, and nothing
-can be told apart). TRL's value model is trained whole, with the policy's learning rate; ours, an adapter, with five
-times that, as our trainer allows and as the recipes' own rates of twice and ten times suggest. Each PPO takes its turn
-at each of `RATES`, and its best counts. In a first run, with two rates and our value function at the policy's, TRL's
-best had 244 right and ours 241.
+In the second a nano model (recipes/common/stand_ins/nano.py) learns the successor task in 15 updates of 80 episodes,
+with three seeds; what counts is how many of 250 fresh answers are right (after 30 updates either gets 98 of 100 right,
+and nothing can be told apart). TRL's value model is trained whole, with the policy's learning rate; ours, an adapter,
+with five times that, as our trainer allows and as the recipes' own rates of twice and ten times suggest. Each PPO takes
+its turn at each of `RATES`, and its best counts. In a first run, with two rates and our value function at the policy's,
+TRL's best had 244 right and ours 241.
 
 Equal for all: LoRA of rank 16 on all seven projections, bf16 autocast, AdamW at a constant rate, no gradient
 checkpointing, temperature 1, a reward that a program computes; for PPO four epochs of one minibatch, KL coefficient
@@ -25,9 +25,9 @@ checkpointing, temperature 1, a reward that a program computes; for PPO four epo
 model's of 80. TRL's PPO ignores `bf16` (its Accelerator is not told), so the environment says it to every process.
 """
 
-import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -35,45 +35,28 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from eval.files import results_path, write_json_atomic
-from recipes.bench.pair_memory import reset_peak, resident_mib, run_offline
-from recipes.bench.training_speed import endless_model
+from recipes.bench import gauge, process
+from recipes.bench.training_speed import LORA, endless_model, settings, with_unsloth
+from recipes.common.stand_ins.nano import Nano, random_digits
 
-ROOT = Path(__file__).resolve().parents[2]
-RANK, GROUP, MAX_LENGTH, EPOCHS, KL_COEFFICIENT, MISSING_END_PENALTY = 16, 8, 96, 4, 0.05, 1.0
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+GROUP, MAX_LENGTH, EPOCHS, KL_COEFFICIENT, MISSING_END_PENALTY = 8, 96, 4, 0.05, 1.0
 SEEDS, RATES, VALUE_RATE = (1, 2, 3), (5e-3, 2e-3, 1e-3), 5
 PARTS = ("cost", "learning")
 TURNS = ("ours", "trl", "grpo", "trl", "ours")
 LESSON = {"updates": 15, "micro_batch": 80, "tokens": 4}  # of the nano model
-# What is compared, whose, with whose, and the largest ratio of the two.
-BARS = [
+BARS: list[gauge.Bar] = [
     ("right answers", "trl", "ours", 1.0),
     ("peak memory", "ours", "trl", 0.5),
     ("seconds an update", "ours", "trl", 1.0),
     ("peak memory", "ours", "grpo", 1.25),
 ]
-# As commands, which import Unsloth before what it patches: rewards, data and eval import nothing of the recipes.
-HEAD = "import json, sys; from pathlib import Path; from recipes.bench import ppo_cost; from recipes.common.stand_ins.nano import Nano; "
-CONTEND = (
-    "import unsloth; from recipes.common.ppo import PPOConfig, PPOTrainer; from recipes.common.rollouts import "
-    "Rollouts; ppo_cost.contend(sys.argv[1], Nano.successor_reward, PPOConfig, PPOTrainer, Rollouts)"
-)
-CONTEND_TRL = "ppo_cost.contend(sys.argv[1], Nano.successor_reward)"
-COUNT = "import unsloth; print(*Nano(Path(sys.argv[1])).solved_with(sys.argv[2])[:1])"
-ASK = (
-    "from data import ultrafeedback; from recipes.common import machine; from recipes.common.stand_ins import nano; sample = ultrafeedback.load('train', "
-    "limit=32, source='sample'); problems = nano.random_digits(Path(sys.argv[1])).dataset(); print(json.dumps({"
-    "'endless': sample.select_columns(['prompt']).to_list(), 'nano': problems.to_list() * 8, 'machine': "
-    "machine.describe(), 'git_commit': machine.git_commit(), 'versions': machine.versions()}))"
-)
 Rows = list[dict[str, Any]]  # `prompt`, messages, and what the reward reads
-Reward = Callable[..., Sequence[float | None]]
+Reward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -94,11 +77,15 @@ class Job:
     def shared(self, output: str) -> dict[str, Any]:
         """What the configs of all trainers have."""
         return {
-            "output_dir": output, "seed": self.seed, "learning_rate": self.learning_rate, "temperature": 1.0,
-            "lr_scheduler_type": "constant", "optim": "adamw_torch_fused", "bf16": True, "use_cpu": True,
-            "gradient_checkpointing": False, "dataloader_pin_memory": False, "save_strategy": "no",
-            "logging_steps": 1, "report_to": "none", "disable_tqdm": True,
-        }  # fmt: skip
+            **settings(output, self.seed),
+            "learning_rate": self.learning_rate,
+            "temperature": 1.0,
+            "lr_scheduler_type": "constant",
+            "optim": "adamw_torch_fused",
+            "bf16": True,
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+        }
 
 
 @dataclass
@@ -117,8 +104,8 @@ class Cost:
     def __post_init__(self) -> None:
         if not self.start_mib:
             gc.collect()
-            reset_peak()
-            self.start_mib = resident_mib("VmRSS")
+            gauge.reset_peak()
+            self.start_mib = gauge.resident_mib("VmRSS")
 
     @property
     def above_mib(self) -> int:
@@ -148,9 +135,9 @@ class Cost:
 
         model.generate, clock = timed, Clock()
         trainer.add_callback(clock)
-        self.loaded_mib = resident_mib("VmRSS")
+        self.loaded_mib = gauge.resident_mib("VmRSS")
         trainer.train()
-        self.peak_mib = resident_mib("VmHWM")
+        self.peak_mib = gauge.resident_mib("VmHWM")
 
 
 def median(turns: Sequence[Cost], what: str) -> float:
@@ -158,46 +145,58 @@ def median(turns: Sequence[Cost], what: str) -> float:
     return statistics.median(value for cost in turns for value in getattr(cost, what)[1:])
 
 
-def contend(job_json: str, reward: Reward, *ours: Callable[..., Any]) -> None:
-    """Do a `Job` and print its `Cost` as a line of JSON.
+def contend(work: dict[str, Any]) -> dict[str, Any]:
+    """Do a `Job`, of these fields. Returns the fields of its `Cost`.
 
-    `reward` is for rows with answers. `ours` are PPOConfig, PPOTrainer and Rollouts of recipes/common; none for TRL's
-    PPO, whose environment cannot import them. Raises RuntimeError where an endless model wrote other than was asked.
+    Raises RuntimeError where an endless model wrote other than was asked.
     """
-    job = Job(**json.loads(job_json))
+    job = Job(**work)
     rows = json.loads(Path(job.rows).read_text(encoding="utf-8"))
     endless = "answer" not in rows[0]
     with tempfile.TemporaryDirectory() as output:
-        build = with_unsloth if ours else trl_ppo
-        cost, trainer, model = build(job, rows, distinct_words_reward if endless else reward, output, *ours)
+        build = trl_ppo if job.contender.startswith("trl") else ours
+        cost, trainer, model = build(job, rows, distinct_words_reward if endless else Nano.successor_reward, output)
         cost.train(trainer, model)
     if endless and cost.tokens != (asked := job.updates * len(rows) * job.tokens):
         raise RuntimeError(f"{job.contender} wrote {cost.tokens:,} tokens, and all contenders must write {asked:,}")
     model.save_pretrained(job.out, selected_adapters=["default"])
-    print(json.dumps(asdict(cost)))
+    return asdict(cost)
 
 
-def distinct_words_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+def right_answers(model: str, adapter: str) -> int:
+    """Of the nano model in folder `model` with the adapter in folder `adapter`."""
+    return Nano(Path(model)).solved_with(adapter)[0]
+
+
+def prepare(folder: str) -> dict[str, Rows]:
+    """Train a nano model into `folder`. Returns the rows of an update of either model, "endless" and "nano"."""
+    problems = random_digits(Path(folder)).dataset()
+    from data import ultrafeedback
+
+    sample = ultrafeedback.load("train", limit=32, source="sample")
+    return {"endless": sample.select_columns(["prompt"]).to_list(), "nano": problems.to_list() * 8}
+
+
+def distinct_words_reward(completions: Sequence[Any], **_: Any) -> list[float | None]:
     """Distinct words of each completion, in units of 48."""
     return [len(set(completion[0]["content"].split())) / 48 for completion in completions]
 
 
-def with_unsloth(job: Job, rows: Rows, reward: Reward, output: str, *ours: Any) -> tuple[Cost, Any, Any]:
+def ours(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[Cost, Any, Any]:
     """A cost made before the model is loaded, the trainer of "ours" or "grpo", and the model with its adapter."""
+    import unsloth  # noqa: F401, I001  it must come before trl
     import trl
     from datasets import Dataset
-    from unsloth import FastLanguageModel
 
-    ppo_config, ppo_trainer, rollouts = ours
+    from recipes.common.ppo import PPOConfig, PPOTrainer
+    from recipes.common.rollouts import Rollouts
+
     dataset, cost = Dataset.from_list(rows), Cost()
-    model, tokenizer = FastLanguageModel.from_pretrained(job.model, max_seq_length=MAX_LENGTH, load_in_4bit=False)
-    model = FastLanguageModel.get_peft_model(
-        model, r=RANK, lora_alpha=RANK, target_modules=PROJECTIONS, use_gradient_checkpointing=False,
-        random_state=job.seed,
-    )  # fmt: skip
-    engine = rollouts("model", model, tokenizer, MAX_LENGTH)
+    model, tokenizer = with_unsloth(job.model, MAX_LENGTH, job.seed)
+    engine = Rollouts("model", model, tokenizer, MAX_LENGTH)
     shared = {**job.shared(output), "max_steps": job.updates, "max_completion_length": job.tokens}
     data = {"train_dataset": dataset, "processing_class": tokenizer}
+    trainer: Any
     if job.contender == "grpo":
         config = trl.GRPOConfig(
             **shared, per_device_train_batch_size=job.micro_batch, num_generations=GROUP, top_p=1.0, beta=0.0,
@@ -206,43 +205,57 @@ def with_unsloth(job: Job, rows: Rows, reward: Reward, output: str, *ours: Any) 
         trainer = trl.GRPOTrainer(model, reward, config, **data)
         engine.attach(trainer)
     else:
-        config = ppo_config(
+        config = PPOConfig(
             **shared, value_learning_rate=VALUE_RATE * job.learning_rate, per_device_train_batch_size=len(rows),
             minibatch_size=len(rows), micro_batch_size=job.micro_batch, ppo_epochs=EPOCHS,
             kl_coefficient=KL_COEFFICIENT, missing_end_penalty=MISSING_END_PENALTY,
         )  # fmt: skip
-        trainer = ppo_trainer(model, reward, config, sampler=engine.sampler, **data)
+        trainer = PPOTrainer(model, reward, config, sampler=engine.sampler, **data)
     return cost, trainer, model
 
 
-def trl_ppo(job: Job, rows: Rows, reward: Reward, output: str, *_: Any) -> tuple[Cost, Any, Any]:
+def trl_ppo(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[Cost, Any, Any]:
     """The same of TRL's PPO."""
     import torch
-    from datasets import Dataset
+    import trl.experimental.ppo  # noqa: F401  with datasets: libraries belong to the start
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     cost = Cost()
     torch.manual_seed(job.seed)
-    lora = {"r": RANK, "lora_alpha": RANK, "target_modules": PROJECTIONS}
     tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="left")
     policy = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16)  # as Unsloth loads every model
-    policy = get_peft_model(policy, LoraConfig(**lora, task_type="CAUSAL_LM"))
+    policy = get_peft_model(policy, LoraConfig(**LORA, task_type="CAUSAL_LM"))
     critic = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=1, dtype="auto")
     if job.contender != "trl whole":
-        critic = get_peft_model(critic, LoraConfig(**lora, task_type="SEQ_CLS")).get_base_model()
+        critic = get_peft_model(critic, LoraConfig(**LORA, task_type="SEQ_CLS")).get_base_model()
+    config = {
+        **job.shared(output),
+        "total_episodes": job.updates * len(rows),
+        "response_length": job.tokens,
+        "per_device_train_batch_size": job.micro_batch,
+        "gradient_accumulation_steps": len(rows) // job.micro_batch,
+        "num_ppo_epochs": EPOCHS,
+        "kl_coef": KL_COEFFICIENT,
+        "missing_eos_penalty": MISSING_END_PENALTY,
+    }
+    return cost, plain_ppo(policy, critic, tokenizer, rows, reward, **config), policy
+
+
+def plain_ppo(policy: Any, critic: Any, tokenizer: Any, rows: Rows, reward: Reward, **config: Any) -> Any:
+    """The trainer of TRL 1.12.0, whose updates are of all `rows` at once."""
+    from datasets import Dataset
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
     asked = [row["prompt"] for row in rows]
     prompts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     judge = programmatic(tokenizer, prompts, rows, reward)
-    config = PPOConfig(
-        **job.shared(output), total_episodes=job.updates * len(rows), response_length=job.tokens, stop_token="eos",
-        per_device_train_batch_size=job.micro_batch, gradient_accumulation_steps=len(rows) // job.micro_batch,
-        local_rollout_forward_batch_size=len(rows), num_ppo_epochs=EPOCHS, num_sample_generations=0,
-        kl_coef=KL_COEFFICIENT, missing_eos_penalty=MISSING_END_PENALTY,
-    )  # fmt: skip
-    dataset = Dataset.from_dict({"input_ids": prompts})
-    return cost, PPOTrainer(config, tokenizer, policy, None, judge, dataset, critic), policy
+    made = PPOConfig(
+        **{"lr_scheduler_type": "constant", "temperature": 1.0, "stop_token": "eos", **config},
+        local_rollout_forward_batch_size=len(rows),
+        num_sample_generations=0,
+    )
+    return PPOTrainer(made, tokenizer, policy, None, judge, Dataset.from_dict({"input_ids": prompts}), critic)
 
 
 def programmatic(tokenizer: Any, prompts: list[list[int]], rows: Rows, reward: Reward) -> Any:
@@ -269,16 +282,11 @@ def programmatic(tokenizer: Any, prompts: list[list[int]], rows: Rows, reward: R
     return Judge()
 
 
-def _run(python: str, program: str, *arguments: str) -> Any:
-    """`run_offline` by an interpreter, in the precision that is equal for all."""
-    return run_offline(HEAD + program, *arguments, python=python, ACCELERATE_MIXED_PRECISION="bf16")
-
-
 def measure(peer_python: str, parts: Sequence[str]) -> dict[str, Any]:
     """Run every contender in `parts`, of `PARTS`.
 
-    Returns "about" this machine, "cost" ({contender: `Cost` of each turn}), "right" ({contender at a learning rate:
-    right answers of each seed}) and "failed".
+    Returns "cost" ({contender: `Cost` of each turn}), "right" ({contender at a learning rate: right answers of each
+    seed}) and "failed".
     """
     cost: dict[str, list[Cost]] = defaultdict(list)
     right: dict[str, list[int]] = defaultdict(list)
@@ -287,23 +295,21 @@ def measure(peer_python: str, parts: Sequence[str]) -> dict[str, Any]:
         folder = Path(work)
         (folder / "endless").mkdir()
         endless_model(folder / "endless")
-        about = _run(sys.executable, ASK, str(folder / "nano"))
-        for model in ("nano", "endless"):
-            write_json_atomic(folder / f"{model}.json", about.pop(model))
+        for model, rows in process.call(prepare, str(folder / "nano")).items():
+            write_json_atomic(folder / f"{model}.json", rows)
 
         def run(name: str, contender: str, model: str, **changes: Any) -> None:
             job = Job(contender, str(folder / model), str(folder / f"{model}.json"), f"{folder}/{name}", **changes)
-            peer = contender.startswith("trl")
-            python, program = (peer_python, CONTEND_TRL) if peer else (sys.executable, CONTEND)
+            python = peer_python if contender.startswith("trl") else sys.executable
             try:
-                took = _run(python, program, json.dumps(asdict(job)))
+                took = process.call(contend, asdict(job), python=python, ACCELERATE_MIXED_PRECISION="bf16")
                 if model == "endless":
                     cost[name].append(Cost(**took))
                 else:
-                    right[name].append(_run(sys.executable, COUNT, job.model, job.out))
+                    right[name].append(process.call(right_answers, job.model, job.out))
                 print(f"{name}: {sum(took['seconds']):.0f} s", flush=True)
-            except RuntimeError as error:  # the others' figures must not go with it
-                print(f"{name} failed:\n{error}", flush=True)
+            except process.Failed as error:  # the others' figures must not go with it
+                print(f"{name} failed: {error}", flush=True)
                 failed.append(name)
 
         for name in TURNS if "cost" in parts else ():
@@ -312,11 +318,11 @@ def measure(peer_python: str, parts: Sequence[str]) -> dict[str, Any]:
             for rate in RATES:
                 run(f"ours at {rate}", "ours", "nano", learning_rate=rate, seed=seed, **LESSON)
                 run(f"trl at {rate}", "trl whole", "nano", learning_rate=rate, seed=seed, **LESSON)
-    return {"about": about, "cost": cost, "right": right, "failed": failed}
+    return {"cost": cost, "right": right, "failed": failed}
 
 
 def judge(right: Mapping[str, Sequence[int]], cost: Mapping[str, Sequence[Cost]]) -> list[dict[str, Any]]:
-    """Every bar whose two contenders were measured: "what", "whose", "peer", "ratio", "bar" and whether "met".
+    """`gauge.judged` of every bar whose two contenders were measured.
 
     The memory of a contender is the mean over its turns; its right answers are the mean over its seeds, at the learning
     rate where that is largest.
@@ -329,12 +335,7 @@ def judge(right: Mapping[str, Sequence[int]], cost: Mapping[str, Sequence[Cost]]
     for name, counts in right.items():
         best, who = found["right answers"], name.split()[0]
         best[who] = max(best.get(who, 0.0), statistics.fmean(counts))
-    rows: list[dict[str, Any]] = []
-    for what, whose, peer, bar in BARS:
-        if whose in found[what] and found[what].get(peer):
-            ratio = found[what][whose] / found[what][peer]
-            rows.append(dict(what=what, whose=whose, peer=peer, ratio=round(ratio, 3), bar=bar, met=ratio <= bar))
-    return rows
+    return gauge.judged(BARS, found)
 
 
 def table(
@@ -346,27 +347,20 @@ def table(
         mib = "".join(f"{n:8,}" for n in (own.start_mib, own.loaded_mib, own.peak_mib, own.above_mib))
         lines.append(f"{name:16}{mib}{median([own], 'seconds'):10.2f}{median([own], 'generating'):12.2f}")
     rights = [f"{name:16}{statistics.fmean(n):8.1f}   {', '.join(map(str, n))}" for name, n in right.items()]
-    bars = [
-        f"{row['what'] + ': ' + row['whose'] + ' / ' + row['peer']:34}{row['ratio']:7.3f}   at most {row['bar']:.2f}: "
-        f"{'met' if row['met'] else 'MISSED'}"
-        for row in judged
-    ]
-    return "\n".join([*lines, "", "right of 250", *rights, "", *bars])
+    return "\n".join([*lines, "", "right of 250", *rights, "", *gauge.verdicts(judged)])
 
 
 def main() -> int:
     """Print the table and write it to eval/results/; 0 where every bar is met, 1 where one is missed or unmeasured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
+    parser = gauge.command_line(__doc__, peer=True)
     parser.add_argument("--only", choices=PARTS, help="measure one part, and keep what today's file has of the other")
     args = parser.parse_args()
-    if not (ROOT / args.peer_python).exists():
-        parser.error(f"there is no {args.peer_python}: `make bench-ppo` makes it")
-    if not Path("/proc/self/clear_refs").exists():
-        parser.error("this reads the peak of memory from /proc, which only Linux has")
+    gauge.need_proc(parser)
+    python = gauge.need_peer(parser, args.peer_python)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-    found = measure(str(ROOT / args.peer_python), [args.only] if args.only else PARTS)
-    about, cost, right = found["about"], found["cost"], found["right"]
+    found = measure(python, [args.only] if args.only else PARTS)
+    about, cost, right = gauge.about(), found["cost"], found["right"]
     path = results_path(about["machine"], "ppo")
     if args.only and path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -380,8 +374,7 @@ def main() -> int:
         "cost": {name: [asdict(own) for own in turns] for name, turns in cost.items()},
         "bars": judged,
     }
-    write_json_atomic(path, {"date": date.today().isoformat(), **about, **figures, "failed": found["failed"]})
-    print(f"\nWritten to {path.relative_to(ROOT)}")
+    gauge.keep("ppo", {**about, **figures, "failed": found["failed"]})
     return 0 if len(judged) == len(BARS) and all(row["met"] for row in judged) and not found["failed"] else 1
 
 

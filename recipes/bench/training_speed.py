@@ -17,31 +17,29 @@ A step lasts from its trainer's `on_step_begin` to `on_step_end`: the recipe's r
 checkpoints outside. The first step of every process is a warm-up and is left out.
 """
 
-import argparse
-import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from eval.files import results_path, write_json_atomic
+from eval.files import write_json_atomic
+from recipes.bench import gauge, process
+from recipes.common import machine
+from recipes.common.model_table import PROJECTIONS
+from recipes.common.stand_ins.smollm2 import converted_folder
 
-ROOT = Path(__file__).resolve().parents[2]
 NEVER_WRITTEN = "<empty_output>"  # a special token of SmolLM2's vocabulary that no chat contains
 EXAMPLES, PROBLEMS, GROUP, TOKENS, MAX_LENGTH, RANK = 8, 4, 8, 48, 512, 16
+LORA: dict[str, Any] = {"r": RANK, "lora_alpha": RANK, "target_modules": list(PROJECTIONS)}  # of every contender
 SFT_STEPS = 4  # for every GRPO step, since one lasts a tenth of the other and its median needs more of them
 EVALUATED = 32  # problems, once greedily and four times sampled, when engines are compared
 SEED = 3407
-# What is timed, whose time, the peer's, and the largest ratio of the two.
-BARS = [
+BARS: list[gauge.Bar] = [
     ("SFT step", "recipe", "trl", 0.75),
     ("GRPO step", "recipe", "trl", 0.85),
     ("SFT step", "recipe", "unsloth", 1.03),
@@ -52,27 +50,43 @@ BARS = [
 Seconds = dict[str, list[float]]  # what is timed: seconds
 
 
+def with_unsloth(folder: str, max_length: int, seed: int = SEED) -> tuple[Any, Any]:
+    """The model in `folder` in 16 bit with a new adapter, and its tokenizer."""
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(folder, max_seq_length=max_length, load_in_4bit=False)
+    lora = {**LORA, "use_gradient_checkpointing": False, "random_state": seed}
+    return FastLanguageModel.get_peft_model(model, **lora), tokenizer
+
+
+def settings(output: str, seed: int = SEED) -> dict[str, Any]:
+    """What the configs of all trainers have, in every bench."""
+    return {
+        "output_dir": output,
+        "gradient_checkpointing": False,
+        "seed": seed,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
 def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
     """SFT, then GRPO on the same model: TRL alone, or with Unsloth's two calls where `library` is "unsloth".
 
     Returns "seconds" ("SFT step", "GRPO step" and "of which generation", one value a step), "dtype" of the
     frozen weights, "threads" and "versions". Raises RuntimeError where a completion had another length.
     """
-    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     if library == "unsloth":
-        from unsloth import FastLanguageModel
-
-        model, tokenizer = FastLanguageModel.from_pretrained(folder, max_seq_length=MAX_LENGTH, load_in_4bit=False)
-        model = FastLanguageModel.get_peft_model(
-            model, r=RANK, lora_alpha=RANK, target_modules=projections, use_gradient_checkpointing=False
-        )
+        model, tokenizer = with_unsloth(folder, MAX_LENGTH)
     else:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=projections, task_type="CAUSAL_LM")
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16"), lora)
+        plain = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
+        model = get_peft_model(plain, LoraConfig(**LORA, task_type="CAUSAL_LM"))
 
     import torch
     import transformers
@@ -107,15 +121,9 @@ def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
     train = gsm8k.load("train", source="sample")
     with tempfile.TemporaryDirectory() as output:
         shared: dict[str, Any] = {
-            "output_dir": output,
+            **settings(output),
             "use_cpu": not torch.cuda.is_available(),  # TRL 1.12.0 asks to be told
             "per_device_train_batch_size": EXAMPLES,
-            "gradient_checkpointing": False,
-            "seed": SEED,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "report_to": "none",
-            "disable_tqdm": True,
         }
         trl.SFTTrainer(
             model,
@@ -150,14 +158,6 @@ def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
     }
 
 
-def run_bare_loop(library: str, python: str, folder: Path, steps: int) -> dict[str, Any]:
-    """`bare_loop` in a process of `python`; the same keys."""
-    with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "out.json"
-        _run([python, "-m", "recipes.bench.training_speed", "--bare-loop", library, str(folder), str(steps), str(out)])
-        return json.loads(out.read_text(encoding="utf-8"))
-
-
 def run_recipe(folder: Path, steps: int, *, engine: str, warmup_steps: int, problems: int) -> dict[str, Any]:
     """The recipe as a user runs it. Returns its results.json with other "seconds": "SFT step" and "GRPO step",
     one value a step, and "evaluation", the one after training, when the engine has warmed up."""
@@ -178,7 +178,7 @@ def run_recipe(folder: Path, steps: int, *, engine: str, warmup_steps: int, prob
         }
         arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         flags = ["--no-load-in-4bit", "--allow-unsupervised"]  # the audit sees that nothing teaches this model to end
-        _run([sys.executable, "recipes/gsm8k_grpo.py", *flags, *arguments])
+        process.run([sys.executable, "recipes/gsm8k_grpo.py", *flags, *arguments])
         (results_file,) = Path(output).glob("*/*/*/results.json")
         results = json.loads(results_file.read_text(encoding="utf-8"))
         lines = (results_file.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -196,28 +196,10 @@ def _require_equal_lengths(who: str, metrics: list[dict[str, Any]]) -> None:
         raise RuntimeError(f"{who}: completions of {sorted(lengths)} tokens on average, and not {TOKENS}")
 
 
-def _run(command: list[str]) -> None:
-    """Run to the end, offline and silent; RuntimeError with the last lines of output where it fails."""
-    # Everything is on this machine, and offline no library calls home.
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError("\n".join([f"{command[:4]} failed:", *done.stdout.splitlines()[-15:]]))
-
-
 def endless_model(folder: Path) -> Path:
     """Fill the empty `folder` with SmolLM2 and an end token that it never writes: its completions run to the
     limit in every library and engine, without an option of each. Returns `folder`."""
-    # As a command: rewards, data and eval import nothing of the recipes.
-    ask = "from recipes.common.stand_ins.smollm2 import converted_folder; print(converted_folder())"
-    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, check=True, capture_output=True, text=True)
-    source = Path(done.stdout.strip())
+    source = converted_folder()
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     (never,) = (token["id"] for token in tokenizer["added_tokens"] if token["content"] == NEVER_WRITTEN)
     for name, change in (
@@ -237,7 +219,6 @@ def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
     Returns "seconds" ({what: {contender: [...]}}, warm-up steps left out) and "about" ({contender: whatever
     else its last process reported}) and "failed", the contenders whose process ended with an error.
     """
-    with_vllm = importlib.util.find_spec("vllm") is not None
     about: dict[str, Any] = {}
     failed: list[str] = []
     seconds: dict[str, Seconds] = defaultdict(lambda: defaultdict(list))
@@ -246,11 +227,11 @@ def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
         whole = {"warmup_steps": SFT_STEPS * steps, "problems": 2}
         engines = {"warmup_steps": 0, "problems": EVALUATED}
         contenders: dict[str, Callable[[], dict[str, Any]]] = {
-            "trl": lambda: run_bare_loop("trl", peer_python, folder, steps),
-            "unsloth": lambda: run_bare_loop("unsloth", sys.executable, folder, steps),
+            "trl": lambda: process.call(bare_loop, "trl", model, steps, python=peer_python),
+            "unsloth": lambda: process.call(bare_loop, "unsloth", model, steps),
             "recipe": lambda: run_recipe(folder, steps, engine="model", **whole),
         }
-        if with_vllm:
+        if machine.has_vllm():
             contenders["model"] = lambda: run_recipe(folder, steps, engine="model", **engines)
             contenders["vllm"] = lambda: run_recipe(folder, steps, engine="vllm", **engines)
         for turn in range(1, rounds + 1):
@@ -258,8 +239,8 @@ def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
                 began = time.monotonic()
                 try:
                     about[name] = run()
-                except RuntimeError as error:  # minutes of the others' figures must not go with it
-                    print(f"round {turn} of {rounds}: {error}", flush=True)
+                except (process.Failed, RuntimeError) as error:  # minutes of the others' figures must not go with it
+                    print(f"round {turn} of {rounds}: {name}: {error}", flush=True)
                     failed.append(name)
                     continue
                 for what, values in about[name].pop("seconds").items():
@@ -272,22 +253,15 @@ def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
 
 
 def judge(seconds: dict[str, Seconds]) -> list[dict[str, Any]]:
-    """The bars that were measured: "what", "whose", "peer", "ratio" of medians, "bar", and whether "met"."""
-    rows = []
-    for what, whose, peer, bar in BARS:
-        times = seconds.get(what, {})
-        if times.get(whose) and times.get(peer):
-            ratio = statistics.median(times[whose]) / statistics.median(times[peer])
-            row = {"what": what, "whose": whose, "peer": peer, "ratio": round(ratio, 3), "bar": bar}
-            rows.append({**row, "met": ratio <= bar})
-    return rows
+    """`gauge.judged` of the medians."""
+    medians = {what: {who: statistics.median(own) for who, own in times.items()} for what, times in seconds.items()}
+    return gauge.judged(BARS, medians)
 
 
 def main() -> int:
     """Print the table and write it to eval/results/; 0 where every bar is met,
     1 where one is missed or a contender failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", default=".venv-trl112/bin/python", help="Python that has TRL 1.12.0")
+    parser = gauge.command_line(__doc__, peer=True)
     parser.add_argument(
         "--steps",
         type=int,
@@ -295,19 +269,10 @@ def main() -> int:
         help=f"GRPO steps, and {SFT_STEPS} times as many of SFT, of every process; the first of each is a warm-up",
     )
     parser.add_argument("--rounds", type=int, default=2, help="how often each contender takes its turn")
-    parser.add_argument("--bare-loop", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.bare_loop:
-        library, folder, steps, out = args.bare_loop
-        write_json_atomic(Path(out), bare_loop(library, folder, int(steps)))
-        return 0
     if args.steps < 2 or args.rounds < 1:
         parser.error("--steps must be at least 2, since the first is a warm-up, and --rounds at least 1")
-    peer_python = ROOT / args.peer_python
-    if not peer_python.exists():
-        parser.error(f"there is no {args.peer_python}: `make bench` makes it")
-
-    found = measure(str(peer_python), args.steps, args.rounds)
+    found = measure(gauge.need_peer(parser, args.peer_python), args.steps, args.rounds)
     seconds, about, bars = found["seconds"], found["about"], judge(found["seconds"])
     recipe = next((about[name] for name in ("recipe", "model", "vllm") if name in about), None)
     if recipe is None:
@@ -318,33 +283,23 @@ def main() -> int:
         for name, values in times.items():
             middle, low, high = statistics.median(values), min(values), max(values)
             print(f"{what:20}{name:10}{middle:8.2f}   {low:.2f} to {high:.2f}")
-    print()
-    for row in bars:
-        ratio = f"{row['what']}: {row['whose']} / {row['peer']}"
-        print(f"{ratio:34}{row['ratio']:7.3f}   at most {row['bar']:.2f}: {'met' if row['met'] else 'MISSED'}")
+    print("\n".join(["", *gauge.verdicts(bars)]))
     if "vllm" not in [*about, *found["failed"]]:
         print("vLLM: not measured; `make setup-vllm` adds it")
 
-    path = results_path(recipe["machine"], "training")
-    write_json_atomic(
-        path,
-        {
-            "date": date.today().isoformat(),
-            "machine": recipe["machine"],
-            "git_commit": recipe["git_commit"],
-            "rounds": args.rounds,
-            "steps": args.steps,
-            "bars": bars,
-            "seconds": {
-                what: {name: [round(value, 3) for value in values] for name, values in times.items()}
-                for what, times in seconds.items()
-            },
-            "versions": recipe["versions"],
-            "bare_loops": {name: about[name] for name in ("trl", "unsloth") if name in about},
-            "failed": found["failed"],
+    figures = {
+        **{name: recipe[name] for name in ("machine", "git_commit", "versions")},
+        "rounds": args.rounds,
+        "steps": args.steps,
+        "bars": bars,
+        "seconds": {
+            what: {name: [round(value, 3) for value in values] for name, values in times.items()}
+            for what, times in seconds.items()
         },
-    )
-    print(f"\nWritten to {path.relative_to(ROOT)}")
+        "bare_loops": {name: about[name] for name in ("trl", "unsloth") if name in about},
+        "failed": found["failed"],
+    }
+    gauge.keep("training", figures)
     return 0 if all(row["met"] for row in bars) and not found["failed"] else 1
 
 

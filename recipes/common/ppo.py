@@ -484,21 +484,6 @@ class PPOTrainer(Trainer):
         set_peft_model_state_dict(self.model, value, adapter_name=VALUE)
 
 
-def short_prompts(dataset: "Dataset", tokenizer: Any, limit: int) -> "Dataset":
-    """The rows whose prompt has at most `limit` tokens; a line says how many others were left out."""
-
-    def fits(row: dict[str, Any]) -> bool:
-        ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-        return len(ids) <= limit
-
-    kept = dataset.filter(fits, desc="Measuring prompts")
-    if len(kept) < len(dataset):
-        print(f"{len(dataset) - len(kept):,} of {len(dataset):,} prompts are left out: longer than {limit:,} tokens")
-    if not len(kept):
-        raise ValueError(f"no prompt has at most {limit:,} tokens: raise --max-prompt-length")
-    return kept
-
-
 def add_references(
     source: Literal["dataset", "greedy"], sampler: Sampler, max_tokens: int, dataset: "Dataset", name: str
 ) -> "Dataset":

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from data.prompts import leave_out_long
 from eval.pairs import measure_pairs, token_kl
 from eval.sampling import evaluate
 from recipes.common.args import PreferenceArgs
@@ -138,16 +139,7 @@ def rendered(dataset: "Dataset", tokenizer: Any, max_length: int) -> "Dataset":
             texts[side] = answer[: answer.rindex(end) + len(end)] if end in answer else answer
         return texts
 
-    def has_room(row: dict[str, str]) -> bool:
-        return len(tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]) < max_length
-
     texts = dataset.map(render, remove_columns=dataset.column_names, desc="Rendering")
     if tokenizer.bos_token and not texts[0]["prompt"].startswith(tokenizer.bos_token):
         tokenizer.bos_token = None
-    kept = texts.filter(has_room, desc="Measuring prompts")
-    if len(kept) < len(texts):
-        print(
-            f"{len(texts) - len(kept):,} of {len(texts):,} pairs are left out: their prompt alone fills {max_length:,} "
-            "tokens"
-        )
-    return kept
+    return leave_out_long(texts, tokenizer, max_length - 1, flag="--max-length")

@@ -42,6 +42,7 @@ class Training:
             "seed": args.seed,
             "bf16": half == "bfloat16",
             "fp16": half == "float16",
+            "use_cpu": not machine.has_gpu(),  # plain TRL asks to be told; Unsloth sees it
             "gradient_checkpointing": machine.has_gpu(),
             "logging_steps": 1,
             "save_strategy": "steps",

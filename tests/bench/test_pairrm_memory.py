@@ -1,4 +1,4 @@
-"""The benchmark's rows and its gauge, on a tiny PairRM; the measurement itself is `python -m recipes.bench.pairrm_memory`."""
+"""The benchmark's rows and its figures on a tiny PairRM; the measurement is `python -m recipes.bench.pairrm_memory`."""
 
 import subprocess
 import sys

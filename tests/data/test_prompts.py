@@ -13,6 +13,7 @@ from data.prompts import (
     RAG_SYSTEM_PROMPT,
     SYSTEM_PROMPT,
     add_passages,
+    leave_out_long,
     math_messages,
     rag_messages,
     token_length,
@@ -223,3 +224,35 @@ def test_rows_that_all_lack_passages_are_asked_closed_book(capsys: pytest.Captur
     shown = add_passages(rows, budget=10, count_tokens=len, numbered=True)
     assert shown["prompt"] == rows["prompt"] and shown["supporting_lost"] == [0, 0]
     assert "2 of 2 prompts have none" in capsys.readouterr().out
+
+
+class Words:
+    """Reads each word as a token, and writes two around an answer that is to come."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [0] * (len(text.split()) + add_special_tokens)}
+
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, add_generation_prompt: bool, return_dict: bool
+    ) -> list[int]:
+        assert add_generation_prompt and not return_dict
+        return [0] * (2 + sum(len(message["content"].split()) for message in messages))
+
+
+@pytest.mark.parametrize(("as_text", "template"), [(False, 2), (True, 0)])
+def test_prompts_that_are_too_long_are_left_out_and_counted(
+    as_text: bool, template: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from datasets import Dataset
+
+    texts = ["one two three", "one", "one two three four"]
+    rows = Dataset.from_list(
+        [{"prompt": text if as_text else [{"role": "user", "content": text}], "answer": text} for text in texts]
+    )
+    assert leave_out_long(rows, Words(), 4 + template, flag="--max-length").to_list() == rows.to_list()
+    assert capsys.readouterr().out == ""
+    kept = leave_out_long(rows, Words(), 3 + template, flag="--max-length")
+    assert kept["answer"] == texts[:2]
+    assert capsys.readouterr().out == f"1 of 3 prompts are left out: longer than {3 + template} tokens\n"
+    with pytest.raises(ValueError, match=rf"no prompt has at most {template} tokens: raise --max-length"):
+        leave_out_long(rows, Words(), template, flag="--max-length")

@@ -1,11 +1,12 @@
 import json
 import resource
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval.files import write_json_atomic, write_text_atomic
+from eval.files import built_once, write_json_atomic, write_text_atomic
 
 
 def test_text_is_written_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -55,3 +56,51 @@ def test_what_json_cannot_hold_is_never_begun(tmp_path: Path, value: Any, error:
     with pytest.raises(error):
         write_json_atomic(tmp_path / "results.json", {"value": value})
     assert not list(tmp_path.iterdir())
+
+
+def test_two_callers_after_a_kill_build_once(tmp_path: Path) -> None:
+    partial, builds = tmp_path / "cache" / "model.partial", []
+    partial.mkdir(parents=True)
+    (partial / "half").write_text("of a killed build")
+    waiting = threading.Barrier(2)
+
+    def build(folder: Path) -> None:
+        builds.append(folder)
+        (folder / "deep").mkdir()
+        (folder / "deep" / "weights").write_text("1")
+
+    def call() -> None:
+        waiting.wait()
+        assert built_once(tmp_path / "cache" / "model", build) == tmp_path / "cache" / "model"
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert builds == [partial]
+    assert {path.name for path in (tmp_path / "cache").rglob("*")} == {"model", "model.lock", "deep", "weights"}
+
+
+def test_a_damaged_folder_is_built_again_and_an_intact_one_is_only_read(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "old").mkdir(parents=True)
+
+    def is_intact(folder: Path) -> bool:
+        return (folder / "new").exists()
+
+    built_once(folder, lambda empty: (empty / "new").write_text("1"), intact=is_intact)
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    (tmp_path / "model.lock").unlink()
+    built_once(folder, lambda empty: pytest.fail("built an intact folder"), intact=is_intact)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_build_that_fails_leaves_nothing_but_its_lock(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("1")
+        raise RuntimeError("no weights")
+
+    with pytest.raises(RuntimeError, match="no weights"):
+        built_once(tmp_path / "model", build)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.lock"]

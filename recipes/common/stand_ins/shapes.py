@@ -9,11 +9,11 @@ Its tokenizer is SmolLM2's with the shape's number of entries, so that every id 
 
 import difflib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from eval.files import built_once
 from recipes.common.model_table import GIB, MODELS, ModelSpec, Shape
 from recipes.common.stand_ins.smollm2 import EOS, PAD, converted_folder
 
@@ -69,31 +69,16 @@ def random_folder(spec: ModelSpec, parent: Path, *, in_4bit: bool) -> Path:
     Raises:
         ValueError: the shape or the context is unknown, or the folder or the tokenizer's cache cannot be written.
     """
-    from filelock import FileLock
     from safetensors import SafetensorError
 
     folder = parent / (f"{spec.alias}-nf4" if in_4bit else spec.alias)
-    if folder.is_dir():  # appears by one rename, so it is whole
-        return folder
-    partial = folder.with_name(folder.name + ".partial")
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
-            if folder.is_dir():  # another process built it while this one waited
-                return folder
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed build left
-            partial.mkdir()
-            try:
-                _write_model(partial, spec, in_4bit)
-                partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        return built_once(folder, lambda empty: _write_model(empty, spec, in_4bit))
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"cannot write the random {folder.name} to {parent}: {getattr(error, 'strerror', None) or error}; free "
             f"{spec.weight_gib(in_4bit):.2f} GiB there, or give another folder"
         ) from error
-    return folder
 
 
 def meta_model(spec: ModelSpec) -> Any:

@@ -14,11 +14,12 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from eval.files import built_once
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
@@ -73,31 +74,13 @@ def converted_folder(cache: Path | None = None, gguf: Path | None = None) -> Pat
         return folder
     gguf = gguf or _installed_gguf()
     _check_gguf(gguf)
-
-    from filelock import FileLock
-
-    partial = folder.with_name(folder.name + ".partial")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
-            if is_intact(folder):  # another process built it while this one waited
-                return folder
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed build left
-            partial.mkdir()
-            try:
-                _write_folder(partial, gguf)
-                if folder.exists():
-                    shutil.rmtree(folder)
-                partial.rename(folder)
-                _fsync(cache)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        return built_once(folder, lambda empty: _write_folder(empty, gguf), intact=is_intact)
     except OSError as error:
         raise ValueError(
             f"cannot write the SmolLM2 weights to {cache}: {error.strerror or error}; free 300 MB there, or "
             "set TUNEBOOK_CACHE to another folder"
         ) from error
-    return folder
 
 
 def is_intact(folder: Path) -> bool:
@@ -141,29 +124,12 @@ def _check_gguf(gguf: Path) -> None:
 
 
 def _write_folder(folder: Path, gguf: Path) -> None:
-    """Write the model's files, then their manifest, into the empty `folder`; all on disk on return."""
+    """Write the model's files, then their manifest, into the empty `folder`."""
     manifest = {}
     for name, content in _model_files(gguf):
         manifest[name] = [len(content), zlib.crc32(content)]
-        _write(folder / name, content)
-    _write(folder / "manifest.json", _json(manifest))
-    _fsync(folder)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        # A rename can reach the disk before the data: after a power cut the folder is whole in name only.
-        os.fsync(file.fileno())
-
-
-def _fsync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        (folder / name).write_bytes(content)
+    (folder / "manifest.json").write_bytes(_json(manifest))
 
 
 def _json(value: Any) -> bytes:

@@ -5,14 +5,12 @@ PairRM of its kind, for whatever judges or rewards.
 """
 
 import json
-import os
-import shutil
 import string
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from eval.files import built_once
 from recipes.common.stand_ins.smollm2 import cache_root
 from rewards import pairrm
 
@@ -53,12 +51,12 @@ PAIRRM_SIZES = {  # DeBERTa-v3-large's
 def tiny_folder(cache: Path | None = None) -> Path:
     """The tiny model's folder in `cache` (`cache_root()` unless given), made on first use."""
     made_of = zlib.crc32(SAMPLES.read_bytes())  # its vocabulary: another sample makes another model
-    return _made((cache or cache_root()) / f"tiny-{VERSION}-{made_of:08x}", _write)
+    return built_once((cache or cache_root()) / f"tiny-{VERSION}-{made_of:08x}", _write)
 
 
 def tiny_pairrm_folder(cache: Path | None = None) -> Path:
     """The folder of a tiny PairRM (rewards/pairrm.py) in `cache`, made likewise: the reward of PPO under `--smoke`."""
-    return _made((cache or cache_root()) / f"tiny-pairrm-{VERSION}", write_pairrm)
+    return built_once((cache or cache_root()) / f"tiny-pairrm-{VERSION}", write_pairrm)
 
 
 def write_pairrm(folder: Path, *, seed: int = 0, **config: Any) -> None:
@@ -91,20 +89,6 @@ def write_pairrm(folder: Path, *, seed: int = 0, **config: Any) -> None:
         torch.manual_seed(seed)
         pairrm.model_class()(DebertaV2Config(**settings | config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _made(folder: Path, write: Callable[[Path], None]) -> Path:
-    if folder.is_dir():  # appears by one rename, so it is whole
-        return folder
-    building = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    write(building)
-    try:
-        os.replace(building, folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(building)
-    return folder
 
 
 def _write(folder: Path) -> None:
