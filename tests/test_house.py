@@ -163,7 +163,7 @@ def starts(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
     """How each recipe starts where nothing is imported yet; a test's process has imported Unsloth long since."""
     command = [sys.executable, "tests/start_driver.py", tiny, tmp_path_factory.mktemp("starts")]
     done = subprocess.run(
-        [*command, *RECIPE_SOURCES], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [*command, *RECIPE_SOURCES], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
