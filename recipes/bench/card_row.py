@@ -49,8 +49,7 @@ from recipes import (
 from recipes.bench.gauge import resident_mib
 from recipes.bench.ppo_cost import distinct_words_reward, plain_ppo
 from recipes.bench.training_speed import settings
-from recipes.common import adapters
-from recipes.common.models import resolve
+from recipes.common import adapters, models
 from recipes.common.preference import rendered, switch_off_reference
 from recipes.common.rollouts import Choice, Rollouts, choose
 from recipes.common.run import Run
@@ -248,7 +247,7 @@ class Row:
         else:
             fixed["load_in_4bit"] = job.in_4bit
         self.args = replace(args, **fixed, **(self.method.tiny if job.shape == "tiny" else {}))
-        self.spec = resolve(job.model)
+        self.spec = models.resolve(job.model)
         Path(job.folder).mkdir(exist_ok=True)
         self.run = self.run_of(self.args)
 
@@ -265,14 +264,14 @@ class Row:
         found.start_mib = resident_mib("VmRSS")
         self.model, self.tokenizer = self.load_plain(job.method == "reward") if job.trl else self.load()
         if job.reload:
-            self.run.load_adapter("adapter", self.model)
+            self.run.training.load_adapter("adapter", self.model)
             found.logits_difference = self.logits_differ()
         if job.train:
             clock = self.train(self.args, found)
             self.peaks(found)
             self.count_work(clock)
         if not job.trl and not job.reload:
-            self.run.save_adapter("adapter", self.model, self.tokenizer)
+            self.run.training.save_adapter("adapter", self.model, self.tokenizer)
             self.keep_logits()
         if job.grow:
             for what, name in self.method.work.items():
@@ -281,8 +280,7 @@ class Row:
     # What the card uses of a recipe, beside its Args and ON_CPU: a run without stages, the configs, the loading
 
     def run_of(self, args: Any) -> Run:
-        names: dict[str, Any] = {"resumed": False, "correct": None, "format": None}
-        return Run(Path(self.job.folder), self.method.name, self.spec, args, **names)
+        return Run(Path(self.job.folder), self.method.name, self.spec, args)
 
     def config(self, args: Any, *more: Any) -> Any:
         """The recipe's, of a trainer that keeps no checkpoints."""
@@ -295,19 +293,15 @@ class Row:
         recipe, length = self.method.recipe, self.method.work["length"]
         args = replace(self.args, **{length: 2 * getattr(self.args, length)})
         if self.job.method == "sft":
-            return adapters.load(
-                args.adapter,
-                self.spec,
-                max_seq_length=args.max_length,
-                rank=args.lora_rank,
-                virtual_tokens=args.virtual_tokens,
-                seed=args.seed,
-            )
-        if not self.rolls_out:
+            return adapters.load(args, self.spec)
+        if self.job.method == "reward":
             return recipe.load_model(args, self.spec)
+        if not self.rolls_out:
+            return models.load(args, self.spec, max_seq_length=args.max_length)
         engine = choose(self.job.engine, self.job.in_4bit)  # which also prepares for it
-        model, tokenizer = recipe.load_model(args, self.spec, engine)
-        self.rollouts = Rollouts(engine, model, tokenizer, self.prompt_tokens() + args.max_completion_length)
+        longest = self.prompt_tokens() + args.max_completion_length
+        model, tokenizer = models.load(args, self.spec, max_seq_length=longest, engine=engine)
+        self.rollouts = Rollouts(engine, model, tokenizer, longest)
         return model, tokenizer
 
     # The peer's loading
@@ -355,7 +349,7 @@ class Row:
                     parameter.data = parameter.data.float()
             trainer.train()
         else:
-            self.run.train(trainer)
+            self.run.training.train(trainer)
         if not clock.laps:
             raise RuntimeError(f"each of {planned} steps overflowed in fp16")
         found.seconds = [round(sum(lap.values()), 4) for lap in clock.laps]
