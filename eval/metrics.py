@@ -234,7 +234,7 @@ def compare(
 
 def headline(comparison: Comparison) -> Headline:
     """What decided of a comparison, and nothing else."""
-    accuracy, found = comparison["accuracy"], comparison[comparison["measure"]]
+    found = comparison[comparison["measure"]]
     return {
         "from": comparison["from"],
         "to": comparison["to"],
@@ -242,7 +242,7 @@ def headline(comparison: Comparison) -> Headline:
         "measure": comparison["measure"],
         "delta": found["delta"],
         "ci95": found["ci95"],
-        "p": accuracy["p"] if comparison["measure"] == "accuracy" else None,
+        "p": comparison["accuracy"]["p"],
     }
 
 
