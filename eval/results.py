@@ -124,6 +124,7 @@ class WinRate(TypedDict):
     """Tuned against base responses: what `eval.winrate.win_rate` returns, and where each is explained."""
 
     n: int
+    unjudged: int
     wins: int
     ties: int
     losses: int

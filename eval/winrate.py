@@ -26,15 +26,15 @@ def win_rate(
     prefer: Prefer,
     *,
     tokens: tuple[Sequence[int], Sequence[int]] | None = None,
-) -> WinRate:
+) -> WinRate | None:
     """Let `prefer` compare the responses of the tuned model, `after`, with those of the base, `before`.
 
     Each pair is judged twice, either response standing first once, and the two probabilities are averaged: above 0.5
     the tuned response wins, below it loses. The same text twice is a tie that nobody is asked about. Returns numbers
-    ready for JSON:
+    ready for JSON, or None where the judge failed on every pair:
 
     - "n"; "wins", "ties", "losses" of the tuned responses; "rate", in which a tie counts half, with "ci95", a
-      bootstrap over pairs (None for one pair)
+      bootstrap over pairs (None for one pair); "unjudged", the pairs that the judge failed on, which are not in "n"
     - "length_controlled_rate" with "length_controlled_ci95": see `at_equal_length`
     - "order_disagreement": the share of judged pairs in which whichever response stood first won, or whichever stood
       second; None where no pair was judged
@@ -60,15 +60,23 @@ def win_rate(
     asked = [i for i in range(len(prompts)) if before[i] != after[i]]
     questions, base, tuned = ([column[i] for i in asked] for column in (prompts, before, after))
     tuned_first, base_first = _ask(prefer, questions, tuned, base), _ask(prefer, questions, base, tuned)
-    points, turned = [0.5] * len(prompts), 0
+    outcomes, turned = dict.fromkeys(range(len(prompts)), 0.5), 0
     for i, for_tuned, for_base in zip(asked, tuned_first, base_first, strict=True):
+        if for_tuned is None or for_base is None:
+            del outcomes[i]
+            continue
         # The mean (for_tuned + 1 - for_base) / 2 against 0.5, without its rounding.
-        points[i] = ((for_tuned > for_base) - (for_tuned < for_base) + 1) / 2
+        outcomes[i] = ((for_tuned > for_base) - (for_tuned < for_base) + 1) / 2
         turned += (for_tuned - 0.5) * (for_base - 0.5) > 0
-    counts = Counter(points)
-    controlled = at_equal_length(points, [new - old for old, new in zip(*lengths, strict=True)])
+    if not outcomes:
+        return None
+    points, counts = list(outcomes.values()), Counter(outcomes.values())
+    judged = len(asked) - (unjudged := len(prompts) - len(points))
+    old, new = ([side[i] for i in outcomes] for side in lengths)
+    controlled = at_equal_length(points, [b - a for a, b in zip(old, new, strict=True)])
     return {
         "n": len(points),
+        "unjudged": unjudged,
         "wins": counts[1.0],
         "ties": counts[0.5],
         "losses": counts[0.0],
@@ -76,9 +84,9 @@ def win_rate(
         "ci95": _rounded(bootstrap_mean(points)),
         "length_controlled_rate": round(controlled[0], 4) if controlled else None,
         "length_controlled_ci95": _rounded(controlled[1:] if controlled else None),
-        "order_disagreement": round(turned / len(asked), 4) if asked else None,
-        "before_mean_length": round(_mean(lengths[0]), 1),
-        "after_mean_length": round(_mean(lengths[1]), 1),
+        "order_disagreement": round(turned / judged, 4) if judged else None,
+        "before_mean_length": round(_mean(old), 1),
+        "after_mean_length": round(_mean(new), 1),
         "length_unit": "tokens" if tokens else "words",
     }
 
@@ -133,17 +141,19 @@ def describe(found: WinRate) -> str:
     ]
     if controlled is not None:
         details.append(f"{100 * controlled:.1f} % at equal length, {_interval(found['length_controlled_ci95'])}")
+    if found["unjudged"]:
+        details.append(f"{found['unjudged']} pairs without a verdict left out")
     if disagreement is not None:
         details.append(f"the order changed the judge's mind in {100 * disagreement:.0f} % of pairs")
     return f"tuned over base responses: win rate {100 * found['rate']:.1f} % ({'; '.join(filter(None, details))})"
 
 
-def _ask(prefer: Prefer, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> list[float]:
+def _ask(prefer: Prefer, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> list[float | None]:
     answers = list(prefer(prompts, first, second)) if prompts else []
     if len(answers) != len(prompts):
         raise ValueError(f"the judge gave {len(answers)} answers on {len(prompts)} pairs, expected one for each")
     for number, answer in enumerate(answers):
-        if not 0 <= answer <= 1:
+        if answer is not None and not 0 <= answer <= 1:
             raise ValueError(f"the judge's answer on pair {number} is {answer}, expected a probability from 0 to 1")
     return answers
 

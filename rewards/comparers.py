@@ -54,8 +54,8 @@ def judged(connect: Callable[[], Judge]) -> Prefer:
     """An LLM judge between two responses to a prompt, a text or messages: 1.0, 0.5 for a tie, or 0.0.
 
     Both orders of a pair are asked for at once, and the verdict of the order given is returned, so that `win_rate`,
-    which wants either, sees where the judge likes a position. A pair that has no verdict in one of them is 0.5 in both:
-    half a verdict would be a win or a loss by position. How many such ties there are is printed, with what was asked.
+    which wants either, sees where the judge likes a position. A pair that has no verdict in one of them has none in
+    both: half a verdict would be a win or a loss by position. How many these are is printed, with what was asked.
 
     Args:
         connect: makes the judge at the first call, so that none is in memory while a model trains.
@@ -63,7 +63,7 @@ def judged(connect: Callable[[], Judge]) -> Prefer:
     connect_once = cache(connect)
     verdicts: dict[Case, float | None] = {}  # what failed in the one order is not asked again for the other
 
-    def compare(prompts: Sequence[str | Messages], first: Sequence[str], second: Sequence[str]) -> list[float]:
+    def compare(prompts: Sequence[str | Messages], first: Sequence[str], second: Sequence[str]) -> list[float | None]:
         judge = connect_once()
         rows = [*zip(map(_as_text, prompts), first, second, strict=True)]
         pairs = [(Case(asked, a, other=b), Case(asked, b, other=a)) for asked, a, b in rows]
@@ -72,9 +72,9 @@ def judged(connect: Callable[[], Judge]) -> Prefer:
         found = [(verdicts[there], verdicts[back]) for there, back in pairs]
         if new:
             lost = sum(None in pair for pair in found)
-            ties = f"; {lost} of {len(pairs)} pairs lack a verdict and count as ties" if lost else ""
-            print(f"Compared in both orders by {judge.summary()}{ties}", flush=True)
-        return [0.5 if there is None or back is None else there for there, back in found]
+            without = f"; {lost} of {len(pairs)} pairs lack a verdict and are left out" if lost else ""
+            print(f"Compared in both orders by {judge.summary()}{without}", flush=True)
+        return [None if back is None else there for there, back in found]
 
     return compare
 

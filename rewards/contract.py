@@ -12,8 +12,9 @@ Messages = list[dict[str, str]]
 Completion = str | Messages
 # reward(completions, <columns of the data set>, **kwargs): a score for each completion, None where it has none.
 Reward = Callable[..., list[float | None]]
-# prefer(prompts, first, second): the probability that the first response is the better one, a number for each prompt.
-Prefer = Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[float]]
+# prefer(prompts, first, second): the probability that the first response is the better one, a number for each prompt;
+# None where the judge failed.
+Prefer = Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[float | None]]
 Schema = TypeVar("Schema", bound="BaseModel")
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import write_json_atomic
+from eval.results import read_lines
 from recipes.bench import gauge, process
 from recipes.common import machine
 from recipes.common.model_table import PROJECTIONS
@@ -158,7 +159,7 @@ def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
     }
 
 
-def run_recipe(folder: Path, steps: int, *, engine: str, warmup_steps: int, problems: int) -> dict[str, Any]:
+def run_recipe(folder: Path, steps: int, *, engine: str, sft_steps: int, problems: int) -> dict[str, Any]:
     """The recipe as a user runs it. Returns its results.json with other "seconds": "SFT step" and "GRPO step",
     one value a step, and "evaluation", the one after training, when the engine has warmed up."""
     with tempfile.TemporaryDirectory() as output:
@@ -167,7 +168,7 @@ def run_recipe(folder: Path, steps: int, *, engine: str, warmup_steps: int, prob
             "source": "sample",
             "rollouts": engine,
             "lora-rank": RANK,
-            "warmup-steps": warmup_steps,
+            "sft-steps": sft_steps,
             "max-steps": steps,
             "prompts-per-step": PROBLEMS,
             "num-generations": GROUP,
@@ -181,8 +182,7 @@ def run_recipe(folder: Path, steps: int, *, engine: str, warmup_steps: int, prob
         process.run([sys.executable, "recipes/gsm8k_grpo.py", *flags, *arguments])
         (results_file,) = Path(output).glob("*/*/*/results.json")
         results = json.loads(results_file.read_text(encoding="utf-8"))
-        lines = (results_file.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    metrics = [json.loads(line) for line in lines]
+        metrics = list(read_lines(results_file.parent / "metrics.jsonl"))
     _require_equal_lengths("recipe", metrics)
     seconds: Seconds = {"evaluation": [results["seconds"]["evaluate after"]]}
     for name, phase in (("SFT step", "warm start"), ("GRPO step", "grpo")):
@@ -224,8 +224,8 @@ def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
     seconds: dict[str, Seconds] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory(prefix="smollm2-endless-") as model:
         folder = endless_model(Path(model))
-        whole = {"warmup_steps": SFT_STEPS * steps, "problems": 2}
-        engines = {"warmup_steps": 0, "problems": EVALUATED}
+        whole = {"sft_steps": SFT_STEPS * steps, "problems": 2}
+        engines = {"sft_steps": 0, "problems": EVALUATED}
         contenders: dict[str, Callable[[], dict[str, Any]]] = {
             "trl": lambda: process.call(bare_loop, "trl", model, steps, python=peer_python),
             "unsloth": lambda: process.call(bare_loop, "unsloth", model, steps),

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import read_json, write_json_atomic, write_text_atomic
-from eval.metrics import compare, short_name, side_scores, summarise, verdict
+from eval.metrics import compare, headline, short_name, side_scores, summarise, verdict
 from eval.report import write_model_card, write_report
-from eval.results import Comparison, Headline, Records, Results, Stage, WinRate, read_lines
+from eval.results import Records, Results, Stage, WinRate, read_lines, read_results
 from eval.winrate import describe, win_rate
 from recipes.common import machine
 from recipes.common.clock import Clock
@@ -151,7 +151,7 @@ class Run:
             yield f"format {summary['format_rate']:.1%}"
         if summary["loss"] is not None:
             yield f"loss {summary['loss']:.3f} nats/token (perplexity {summary['perplexity']:.2f})"
-        for name in side_scores([summary], self.correct, self.format, self.beside):
+        for name in side_scores([summary], self.correct, self.format, self.beside, self.guard):
             if (mean := summary["scores"][name]) is not None:
                 interval = summary["scores_ci95"][name] if name in self.beside else None
                 yield f"{short_name(name)} {mean:.3f}{_ends(interval)}"
@@ -183,7 +183,7 @@ class Run:
                 prefer,
                 tokens=([record["tokens"] for record in before], [record["tokens"] for record in after]),
             )
-        print(describe(self.win_rate))
+        print(describe(self.win_rate) if self.win_rate else "The judge gave no verdict on any pair.")
 
     def length_quantile(self, share: float) -> float:
         """The length in tokens that `share` of the latest stage's completions stay within; infinite before any."""
@@ -227,7 +227,7 @@ class Run:
         for name in self.beside:
             if (moved := whole["scores"].get(name)) and moved["delta"] is not None:
                 print(f"{short_name(name)} {moved['delta']:+.3f}{_ends(moved['ci95'], '+.3f')}")
-        print(f"{verdict(whole)}\nReport: {self.folder / 'report.html'}")
+        print(f"{verdict(whole, trained=bool(self.training.steps))}\nReport: {self.folder / 'report.html'}")
         if self.args.push_to_hub and results["complete"] and self.training.steps:
             repository = _hub().create_repo(self.args.push_to_hub, private=True, exist_ok=True)
             _hub().upload_folder(repo_id=repository.repo_id, folder_path=str(self.folder / "adapter"))
@@ -261,7 +261,7 @@ class Run:
             "win_rate": self.win_rate,
             "judge": judge.summary() if judge else None,
             "stages": list(summaries.values()),
-            "paired": _headline(comparisons[-1]) if comparisons else None,
+            "paired": headline(comparisons[-1]) if comparisons else None,
             "comparisons": comparisons,
             "training": {
                 "trainable_parameters": training.parameters[0] or None,
@@ -277,27 +277,13 @@ class Run:
         }
 
 
-def _headline(whole: Comparison) -> Headline:
-    """The first stage against the last by what decides; p is None but of accuracy."""
-    change: Any = whole[whole["measure"]]
-    return {
-        "from": whole["from"],
-        "to": whole["to"],
-        "n": whole["n"],
-        "measure": whole["measure"],
-        "delta": change["delta"],
-        "ci95": change["ci95"],
-        "p": change.get("p"),
-    }
-
-
 def _newest(parent: Path, recipe: str, spec: ModelSpec, config: dict[str, Any]) -> Path:
     """The newest run in `parent`, which must be unfinished and of the same configuration."""
     candidates = sorted(parent.glob("*/config.json"), reverse=True)
     if not candidates:
         raise ValueError(f"--resume found no run of {recipe} with {spec.alias} in {parent}; start one without --resume")
     folder = candidates[0].parent
-    if (folder / "results.json").exists() and read_json(folder / "results.json")["complete"]:
+    if (folder / "results.json").exists() and read_results(folder / "results.json")["complete"]:
         raise ValueError(f"the newest run, {folder}, is complete; start a new one without --resume")
     before = read_json(candidates[0])
     if before.get("flags") != FLAGS:
@@ -333,7 +319,7 @@ def _plan(recipe: str, args: Any, parent: Path) -> str:
     ]
     line = f"Phases: {', '.join(told)}"
     for path in sorted(parent.glob("*/results.json"), reverse=True):
-        results = read_json(path)
+        results = read_results(path)
         seconds, then = results["seconds"], results["args"]
         if results["complete"] and phases.keys() <= seconds.keys():
             amounts = {"warm start": "sft_steps", recipe.rpartition("_")[2]: "max_steps"}

@@ -77,7 +77,7 @@ def read_answers(
     """
     if not path.is_file():
         raise ValueError(f"--from {path}: no such file, expected a run's completions.jsonl")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a model may have written a U+2028
     records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
     stages = list(dict.fromkeys(record["stage"] for record in records))
     chosen = stage or (stages[-1] if stages else "after")
