@@ -6,6 +6,7 @@ Every rollout pays for every prompt token, so the texts are short: the math prom
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rewards.tags import FORMAT_EXAMPLE
@@ -87,6 +88,12 @@ def leave_out_long(rows: "Dataset", tokenizer: Any, limit: int, *, flag: str) ->
     if not len(kept):
         raise ValueError(f"no prompt has at most {limit:,} tokens: raise {flag}")
     return kept
+
+
+def with_passages(*sets: "Dataset", tokenizer: Any, budget: int, numbered: bool = False) -> "list[Dataset]":
+    """`add_passages` of each of `sets`, counted in this tokenizer's tokens."""
+    count = partial(token_length, tokenizer)
+    return [add_passages(rows, budget=budget, count_tokens=count, numbered=numbered) for rows in sets]
 
 
 def add_passages(

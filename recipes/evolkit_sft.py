@@ -31,7 +31,6 @@ from recipes.common import adapters, cli, machine
 from recipes.common.args import SFTArgs, split_batch
 from recipes.common.models import resolve
 from recipes.common.run import Run
-from recipes.common.supervision import audit
 from rewards.contract import Reward
 from rewards.overlap import bleu_reward, rouge_l_reward
 
@@ -73,6 +72,8 @@ def sft_config(args: Args, run: Run) -> object:
         **run.trainer_settings("sft"),
         **split_batch(args, at_once=8),
         learning_rate=args.learning_rate or adapters.LEARNING_RATES[args.adapter],
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.05,
@@ -94,15 +95,8 @@ def main(args: Args) -> None:
     room = args.max_length - args.max_answer  # a prompt that is cut asks something else
     train, test = (leave_out_long(rows, tokenizer, room, flag="--max-length") for rows in (train, test))
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=args.max_answer)
-    from trl import SFTTrainer
-
-    with adapters.base(model):
-        run.stage("before", assess)
-    rows = train.select_columns(["prompt", "completion"])
-    trainer = SFTTrainer(model, sft_config(args, run), train_dataset=rows, processing_class=tokenizer)
-    audit(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
-    run.train(trainer)
-    run.stage("after", assess)
+    run.stage("before", assess)
+    run.train(adapters.trainer(args, model, tokenizer, train, sft_config(args, run)), then=assess)
     run.finish()
 
 

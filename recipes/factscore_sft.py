@@ -19,17 +19,15 @@ right one's. Real rows and a GPU: not yet.
 
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
 from data import factscore
-from data.prompts import add_passages, token_length
+from data.prompts import with_passages
 from recipes.common import adapters, cli, machine
 from recipes.common.args import SFTArgs, split_batch
 from recipes.common.run import Run
-from recipes.common.supervision import audit
 from rewards.contract import Reward
 from rewards.qa import f1_reward
 
@@ -63,6 +61,8 @@ def sft_config(args: Args, run: Run) -> object:
         **run.trainer_settings("sft"),
         **split_batch(args, at_once=8),
         learning_rate=args.learning_rate or adapters.LEARNING_RATES[args.adapter],
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.05,
@@ -78,18 +78,10 @@ def main(args: Args) -> None:
     test = factscore.load("test", source=args.source, limit=args.eval_problems)
     run = Run.open("factscore_sft", args, correct=None, format=None)
     model, tokenizer = adapters.load(args, run.spec)
-    count, budget = partial(token_length, tokenizer), args.passage_tokens
-    train, test = (add_passages(rows, budget=budget, count_tokens=count) for rows in (train, test))
+    train, test = with_passages(train, test, tokenizer=tokenizer, budget=args.passage_tokens)
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=MAX_ANSWER)
-    from trl import SFTTrainer
-
-    with adapters.base(model):
-        run.stage("before", assess)
-    rows = train.select_columns(["prompt", "completion"])
-    trainer = SFTTrainer(model, sft_config(args, run), train_dataset=rows, processing_class=tokenizer)
-    audit(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
-    run.train(trainer)
-    run.stage("after", assess)
+    run.stage("before", assess)
+    run.train(adapters.trainer(args, model, tokenizer, train, sft_config(args, run)), then=assess)
     run.finish()
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 
 from data import freshqa
 from data.evidence import worked_examples
-from data.prompts import add_passages, token_length
+from data.prompts import with_passages
 from recipes.common import cli, judging, machine
 from recipes.common.args import GRPOArgs, JudgeArgs, split_batch
 from recipes.common.grpo import assessment, load_policy, warm_start
@@ -103,6 +103,8 @@ def grpo_config(args: Args, run: Run, engine: str, weights: list[float]) -> obje
         **run.trainer_settings("grpo"),
         **split_batch(args, at_once=args.num_generations),  # one group: no batch can be indivisible
         learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0,
@@ -130,19 +132,11 @@ def main(args: Args) -> None:
     judged_by: dict[str, Any] = {"correct": "exact_match_reward", "format": "structure_reward", "beside": BESIDE}
     run = Run.open("freshqa_grpo", args, **judged_by)
     policy = load_policy(args, run.spec, max_prompt_length=args.passage_tokens + QUESTION_TOKENS)
-    count, budget = partial(token_length, policy.tokenizer), args.passage_tokens
-    train, test = (add_passages(x, budget=budget, count_tokens=count, numbered=True) for x in (train, test))
+    train, test = with_passages(train, test, tokenizer=policy.tokenizer, budget=args.passage_tokens, numbered=True)
     assess = assessment(args, policy, test, rewards, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
-    from trl import GRPOTrainer
-
     run.stage("before", assess)
-    if not warm_start(args, run, policy, partial(worked_examples, train), assess):
-        return  # out of time
-    config = grpo_config(args, run, policy.rollouts.engine, [*rewards.values()])
-    trainer = GRPOTrainer(policy.model, [*rewards], config, train_dataset=train, processing_class=policy.tokenizer)
-    policy.rollouts.attach(trainer)
-    run.train(trainer)
-    run.stage("after", assess)
+    warm_start(args, run, policy, partial(worked_examples, train), assess)
+    run.train(policy.trainer(rewards, grpo_config(args, run, policy.engine, [*rewards.values()]), train), then=assess)
     run.finish(judge)
 
 

@@ -81,6 +81,8 @@ def grpo_config(args: Args, run: Run, engine: str) -> object:
         **run.trainer_settings("grpo"),
         **split_batch(args, at_once=args.num_generations),  # one group: no batch can be indivisible
         learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0,
@@ -106,16 +108,9 @@ def main(args: Args) -> None:
     run = Run.open("gsm8k_grpo", args, correct="correctness_reward", format="structure_reward")
     policy = load_policy(args, run.spec, max_prompt_length=PROMPT_TOKENS)
     assess = assessment(args, policy, test, REWARDS, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
-    from trl import GRPOTrainer
-
     run.stage("before", assess)
-    if not warm_start(args, run, policy, partial(gsm8k.worked_examples, train), assess):
-        return  # out of time
-    config = grpo_config(args, run, policy.rollouts.engine)
-    trainer = GRPOTrainer(policy.model, [*REWARDS], config, train_dataset=train, processing_class=policy.tokenizer)
-    policy.rollouts.attach(trainer)
-    run.train(trainer)
-    run.stage("after", assess)
+    warm_start(args, run, policy, partial(gsm8k.worked_examples, train), assess)
+    run.train(policy.trainer(REWARDS, grpo_config(args, run, policy.engine), train), then=assess)
     run.finish()
 
 

@@ -26,7 +26,6 @@ from data import popqa
 from recipes.common import adapters, cli, machine
 from recipes.common.args import SFTArgs, split_batch
 from recipes.common.run import Run
-from recipes.common.supervision import audit
 from rewards.contract import Reward
 from rewards.qa import exact_match_reward, f1_reward
 
@@ -77,6 +76,8 @@ def sft_config(args: Args, run: Run) -> object:
         **run.trainer_settings("sft"),
         **split_batch(args, at_once=8),
         learning_rate=args.learning_rate or adapters.LEARNING_RATES[args.adapter],
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.05,
@@ -93,15 +94,8 @@ def main(args: Args) -> None:
     run = Run.open("popqa_sft", args, correct="exact_match_reward", format=None)
     model, tokenizer = adapters.load(args, run.spec)
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=MAX_ANSWER)
-    from trl import SFTTrainer
-
-    with adapters.base(model):
-        run.stage("before", assess)
-    rows = train.select_columns(["prompt", "completion"])
-    trainer = SFTTrainer(model, sft_config(args, run), train_dataset=rows, processing_class=tokenizer)
-    audit(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
-    run.train(trainer)
-    run.stage("after", assess)
+    run.stage("before", assess)
+    run.train(adapters.trainer(args, model, tokenizer, train, sft_config(args, run)), then=assess)
     run.finish()
 
 

@@ -31,9 +31,10 @@ from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
 from recipes.common.args import PreferenceArgs, split_batch
 from recipes.common.models import load
-from recipes.common.preference import assessment, check_and_watch, reference_name, switch_off_reference
+from recipes.common.preference import assessment, check_and_watch, pairs, reference_name
 from recipes.common.run import Run
 
+REMEDY = "--sft-weight 0.1, an SFT term on the chosen answers"  # where the probability of both answers falls
 Loss = Literal["sigmoid", "ipo", "hinge", "apo_zero", "apo_down", "sigmoid_norm"]
 
 
@@ -81,6 +82,8 @@ def dpo_config(args: Args, run: Run) -> object:
         **run.trainer_settings("dpo"),
         **split_batch(args, at_once=4),  # 4 pairs are 8 rows
         learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.1,
@@ -104,15 +107,9 @@ def main(args: Args) -> None:
     from trl import DPOTrainer
 
     run.stage("before", assess)
-    rows = train.select_columns(["prompt", "chosen", "rejected"])
-    trainer = DPOTrainer(model, args=dpo_config(args, run), train_dataset=rows, processing_class=tokenizer)
-    if not args.start_from:
-        switch_off_reference(trainer)
-    check_and_watch(args, trainer, test, remedy="--sft-weight 0.1, an SFT term on the chosen answers")
-    run.train(trainer)
-    run.stage("after", assess)
-    run.compare_with(prefer, test["prompt"])
-    run.finish()
+    trainer = DPOTrainer(model, args=dpo_config(args, run), train_dataset=pairs(train), processing_class=tokenizer)
+    run.train(check_and_watch(args, trainer, test, remedy=REMEDY), then=assess)
+    run.finish(prefer=prefer, prompts=test["prompt"])
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
 from recipes.common.args import PreferenceArgs, split_batch
 from recipes.common.models import load
-from recipes.common.preference import assessment, check_and_watch, reference_name, switch_off_reference
+from recipes.common.preference import assessment, check_and_watch, reference_name
 from recipes.common.run import Run
 
 
@@ -63,6 +63,8 @@ def kto_config(args: Args, run: Run, weights: tuple[float, float]) -> object:
         **run.trainer_settings("kto"),
         **split_batch(args, at_once=8),  # below 4, the KL term would be noise
         learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.1,
@@ -90,13 +92,8 @@ def main(args: Args) -> None:
     rows = unpaired(train)
     config = kto_config(args, run, label_weights(rows["label"]))
     trainer = KTOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
-    if not args.start_from:
-        switch_off_reference(trainer)
-    check_and_watch(args, trainer, None, remedy="a higher --beta or a lower --learning-rate")
-    run.train(trainer)
-    run.stage("after", assess)
-    run.compare_with(prefer, test["prompt"])
-    run.finish()
+    run.train(check_and_watch(args, trainer, None, remedy="a higher --beta or a lower --learning-rate"), then=assess)
+    run.finish(prefer=prefer, prompts=test["prompt"])
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def orpo_config(args: Args, run: Run) -> object:
         **run.trainer_settings("orpo"),
         **split_batch(args, at_once=2),  # this trainer keeps the logits of all 4 rows
         learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.1,
@@ -84,11 +86,10 @@ def main(args: Args) -> None:
     run.stage("before", assess)
     rows = rendered(train, tokenizer, args.max_length)
     trainer = ORPOTrainer(model, args=orpo_config(args, run), train_dataset=rows, processing_class=tokenizer)
-    check_and_watch(args, trainer, test, remedy="a lower --beta, which leaves more to the SFT term")
-    run.train(trainer)
-    run.stage("after", assess)
-    run.compare_with(prefer, test["prompt"])
-    run.finish()
+    run.train(
+        check_and_watch(args, trainer, test, remedy="a lower --beta, which leaves more to the SFT term"), then=assess
+    )
+    run.finish(prefer=prefer, prompts=test["prompt"])
 
 
 if __name__ == "__main__":

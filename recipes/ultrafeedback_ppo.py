@@ -20,18 +20,16 @@ direct, are no truer, and end even less often: cut-off ones score higher. No GPU
 import math
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first: runs from a clone
 
 from data import ultrafeedback
-from data.prompts import leave_out_long
 from recipes.common import cli, judging, machine
 from recipes.common.args import PPOArgs
 from recipes.common.grpo import assessment, load_policy
-from recipes.common.preference import freeze_reference, reference_name
+from recipes.common.preference import reference_name
 from recipes.common.run import Run
 
 EVAL_SAMPLES = 2  # per prompt, beside the greedy completion
@@ -85,6 +83,8 @@ def ppo_config(args: Args, run: Run) -> Any:
     return PPOConfig(
         **run.trainer_settings("ppo"),
         learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         value_learning_rate=args.value_learning_rate,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,  # of policy and value function apart
@@ -112,22 +112,13 @@ def main(args: Args) -> None:
     reference = reference_name(args.start_from)
     run = Run.open("ultrafeedback_ppo", args, correct=None, format=None, reference=reference)
     policy = load_policy(args, run.spec, max_prompt_length=args.max_prompt_length)
-    if args.start_from:
-        freeze_reference(policy.model)
-    from recipes.common.ppo import PPOTrainer, add_references
+    from recipes.common.ppo import prepare, trainer
 
-    fits = partial(leave_out_long, tokenizer=policy.tokenizer, limit=args.max_prompt_length, flag="--max-prompt-length")
-    train, test = fits(train), fits(test)
-    refer = partial(add_references, args.pairrm_reference, policy.rollouts.sampler, args.max_completion_length)
-    train, test = refer(train, "train"), refer(test, "held out")
-    reward = rated_by(policy.model)
+    train, test, reward = prepare(args, policy, train, test, rated_by)
     assess = assessment(args, policy, test, {reward: 1.0}, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
     run.stage("before", assess)
-    config, sampler = ppo_config(args, run), policy.rollouts.sampler
-    run.train(PPOTrainer(policy.model, reward, config, sampler, train_dataset=train, processing_class=policy.tokenizer))
-    run.stage("after", assess)
-    run.compare_with(prefer, test["prompt"])
-    run.finish()
+    run.train(trainer(policy, reward, ppo_config(args, run), train), then=assess)
+    run.finish(prefer=prefer, prompts=test["prompt"])
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from recipes.common import cli, machine
 from recipes.common.args import RewardArgs, split_batch
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import lora_targets, repair_tokenizer, weights_source
+from recipes.common.preference import pairs
 from recipes.common.run import Run
 from recipes.common.supervision import audit_pairs
 from rewards import reward_model
@@ -95,6 +96,8 @@ def reward_config(args: Args, run: Run) -> object:
         **run.trainer_settings("reward"),
         **split_batch(args, at_once=4),  # 4 pairs are 8 rows
         learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
         optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
         max_grad_norm=1.0,
         warmup_steps=0.1,
@@ -113,11 +116,11 @@ def main(args: Args) -> None:
     from trl import RewardTrainer
 
     run.stage("before", scored)
-    rows = train.select_columns(["prompt", "chosen", "rejected"])
-    trainer = RewardTrainer(model, args=reward_config(args, run), train_dataset=rows, processing_class=tokenizer)
+    trainer = RewardTrainer(
+        model, args=reward_config(args, run), train_dataset=pairs(train), processing_class=tokenizer
+    )
     audit_pairs(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
-    run.train(trainer)
-    run.stage("after", scored)
+    run.train(trainer, then=scored)
     run.finish()
 
 

@@ -219,10 +219,13 @@ def hidden_choices(source: str) -> list[str]:
     return found
 
 
-def is_flag_class(node: ast.ClassDef, flags: Collection[str]) -> bool:
-    """Whether this is a frozen dataclass of fields and nothing else, on none but classes named in `flags`."""
-    decorated = [ast.unparse(decorator) for decorator in node.decorator_list] == ["dataclass(frozen=True)"]
-    fields = all(isinstance(child, ast.AnnAssign | ast.Pass) or is_docstring(child) for child in node.body)
+def is_flag_class(node: ast.ClassDef, flags: Collection[str], *, only_fields: bool = True) -> bool:
+    """Whether this is a frozen dataclass of fields, on none but classes named in `flags`; others may derive values."""
+    decorated = [ast.unparse(decorator) for decorator in node.decorator_list] == [
+        "dataclass(frozen=True, kw_only=True)"
+    ]
+    kinds = (ast.AnnAssign, ast.Pass) if only_fields else (ast.AnnAssign, ast.Pass, ast.FunctionDef)
+    fields = all(isinstance(child, kinds) or is_docstring(child) for child in node.body)
     return decorated and fields and all(ast.unparse(base) in flags for base in node.bases)
 
 
@@ -248,10 +251,12 @@ def class_faults(source: str) -> list[str]:
 
 
 def story(source: str) -> list[list[str]]:
-    """A recipe's own lines, stripped, in stretches that its frame and its configs part.
+    """What a recipe does, its functions' lines, stripped, in stretches that all else parts.
 
-    The frame is what each recipe must have: imports at the top, the path line, the guard. Docstrings, comments, blank
-    lines and lone brackets are no lines: words that say the same are the same with a blank line between them.
+    All else is the frame that each recipe must have (imports at the top, the path line, the guard) and its choices,
+    which recipes repeat on purpose: constants, `Args`, `ON_CPU`, `SMOKE` and the trainers' configs. Docstrings,
+    comments, blank lines and lone brackets are no lines: words that say the same are the same with a blank line between
+    them.
     """
     tree, lines = parse(source), source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -264,9 +269,7 @@ def story(source: str) -> list[list[str]]:
         if is_docstring(node):
             silent |= {*range(node.lineno, (node.end_lineno or 0) + 1)}
     for node in tree.body:
-        config = isinstance(node, ast.FunctionDef) and node.name.endswith("_config")
-        path = ast.unparse(node).startswith("sys.path.insert(")
-        if config or path or isinstance(node, ast.Import | ast.ImportFrom) or node is tree.body[-1]:
+        if not isinstance(node, ast.FunctionDef) or node.name.endswith("_config"):
             frame |= {*range(node.lineno, (node.end_lineno or 0) + 1)}
     stretches: list[list[str]] = [[]]
     for number, line in enumerate(lines, 1):

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from eval.likelihood import completion_nll
 from eval.methods import Adapter
+from eval.results import Records
 from eval.sampling import ModelSampler, evaluate
 from recipes.common import machine, models
 from recipes.common.args import SFTArgs
 from recipes.common.model_table import ModelSpec
 from recipes.common.rollouts import contiguous_head
+from recipes.common.supervision import audit
 from rewards.contract import Reward
 
 if TYPE_CHECKING:
@@ -70,9 +72,9 @@ def assessment(
 ) -> Callable[..., Any]:
     """`evaluate` of held-out rows, but for its stage: a greedy completion of each, and the loss of its gold one.
 
-    `extra` takes the place of the loss alone.
+    Stage "before" is the model without its adapter. `extra` takes the place of the loss alone.
     """
-    return partial(
+    assess = partial(
         evaluate,
         ModelSampler(model, tokenizer),
         test,
@@ -84,6 +86,22 @@ def assessment(
         seed=args.seed,
         extra=extra or partial(completion_nll, model, tokenizer, max_length=args.max_length),
     )
+
+    def assess_stage(stage: str) -> Records:
+        with base(model) if stage == "before" else nullcontext():
+            return assess(stage=stage)
+
+    return assess_stage
+
+
+def trainer(args: SFTArgs, model: Any, tokenizer: Any, train: "Dataset", config: Any) -> Any:
+    """TRL's `SFTTrainer` on `prompt` and `completion` of `train`, audited."""
+    from trl import SFTTrainer
+
+    rows = train.select_columns(["prompt", "completion"])
+    built = SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
+    audit(built, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
+    return built
 
 
 def base(model: Any) -> AbstractContextManager[Any]:

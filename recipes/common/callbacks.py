@@ -134,9 +134,7 @@ class LikelihoodWatch(TrainerCallback):
     metrics.jsonl, where the report finds it.
     """
 
-    def __init__(
-        self, threshold: float, *, remedy: str = "--sft-weight 0.1, an SFT term on the chosen responses"
-    ) -> None:
+    def __init__(self, threshold: float, *, remedy: str) -> None:
         self.threshold, self.remedy, self.warned = threshold, remedy, False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

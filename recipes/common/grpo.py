@@ -1,6 +1,6 @@
 """What on-policy recipes share: the policy with the engine that writes for it, the warm start, the assessment."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,9 +28,17 @@ class Policy(NamedTuple):
     rollouts: Rollouts
 
     @property
-    def use_vllm(self) -> bool:
-        """`use_vllm` of a trainer's config: on a CPU, `Rollouts.attach` brings the engine."""
-        return self.rollouts.engine == "vllm" and machine.has_gpu()
+    def engine(self) -> str:
+        """What rolls out: "vllm" or "model"."""
+        return self.rollouts.engine
+
+    def trainer(self, rewards: Iterable[Reward], config: Any, train: "Dataset") -> Any:
+        """TRL's `GRPOTrainer`, which rolls out through this policy's engine."""
+        from trl import GRPOTrainer
+
+        trainer = GRPOTrainer(self.model, [*rewards], config, train_dataset=train, processing_class=self.tokenizer)
+        self.rollouts.attach(trainer)
+        return trainer
 
 
 def load_policy(args: GRPOArgs | PPOArgs, spec: ModelSpec, *, max_prompt_length: int) -> Policy:
@@ -65,8 +73,8 @@ def assessment(
 
 def warm_start(
     args: GRPOArgs, run: Run, policy: Policy, worked: Callable[..., "Dataset"], assess: Callable[..., Any]
-) -> bool:
-    """`--sft-steps` of SFT on worked examples, and stage "warm start"; False where time ran out.
+) -> None:
+    """`--sft-steps` of SFT on worked examples, and stage "warm start"; none of it with 0 steps.
 
     The learning rate falls to 0 and the loss is of the answers alone. `worked(limit=n)` gives n examples, `prompt` and
     `completion`. A resumed run loads what an earlier session trained.
@@ -74,12 +82,13 @@ def warm_start(
     from trl import SFTConfig, SFTTrainer
 
     if not args.sft_steps:
-        return True
+        return
     if not run.training.load_adapter("warm_start", policy.model):
-        settings = run.trainer_settings("warm start") | {"max_steps": args.sft_steps, "lr_scheduler_type": "linear"}
         config = SFTConfig(
-            **settings,
+            **run.trainer_settings("warm start") | {"max_steps": args.sft_steps},
             learning_rate=args.sft_learning_rate,
+            lr_scheduler_type="linear",
+            weight_decay=args.weight_decay,
             optim=machine.on_gpu("adamw_8bit", otherwise="adamw_torch_fused"),
             max_grad_norm=1.0,
             warmup_steps=0,
@@ -91,9 +100,6 @@ def warm_start(
         rows = worked(limit=ROWS * args.sft_steps)
         trainer = SFTTrainer(policy.model, config, train_dataset=rows, processing_class=policy.tokenizer)
         audit(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
-        run.earlier.clear()
-        if not run.training.train(trainer):
-            return False
-        run.training.save_adapter("warm_start", policy.model, policy.tokenizer)
+        if not run.warm_up(trainer):
+            return
     run.stage("warm start", assess)
-    return True

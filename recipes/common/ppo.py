@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,9 +27,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax, use_adapter
 
+from data.prompts import leave_out_long
 from eval.sampling import Completion, Sampler, evaluate
+from recipes.common.args import PPOArgs
+from recipes.common.grpo import Policy
 from recipes.common.models import WEIGHTS
-from recipes.common.preference import reference_policy
+from recipes.common.preference import freeze_reference, reference_policy
 from rewards.contract import Reward
 
 if TYPE_CHECKING:
@@ -482,6 +486,27 @@ class PPOTrainer(Trainer):
         self.kl_coefficient, self.tokens = float(value.pop("kl_coefficient")), int(value.pop("num_tokens"))
         self.model.value_head.weight.data.copy_(value.pop("value_head.weight"))
         set_peft_model_state_dict(self.model, value, adapter_name=VALUE)
+
+
+def prepare(
+    args: PPOArgs, policy: Policy, train: "Dataset", test: "Dataset", rated_by: Callable[[Any], Reward]
+) -> tuple["Dataset", "Dataset", Reward]:
+    """What training and evaluation read: the rows whose prompts fit, with references for PairRM, and the reward.
+
+    With `--start-from`, the adapter as it is now becomes the reference policy.
+    """
+    if args.start_from:
+        freeze_reference(policy.model)
+    fits = partial(leave_out_long, tokenizer=policy.tokenizer, limit=args.max_prompt_length, flag="--max-prompt-length")
+    refer = partial(add_references, args.pairrm_reference, policy.rollouts.sampler, args.max_completion_length)
+    train, test = fits(train), fits(test)
+    return refer(train, "train"), refer(test, "held out"), rated_by(policy.model)
+
+
+def trainer(policy: Policy, reward: Reward, config: PPOConfig, train: "Dataset") -> PPOTrainer:
+    """`PPOTrainer`, which rolls out through this policy's engine."""
+    sampler = policy.rollouts.sampler
+    return PPOTrainer(policy.model, reward, config, sampler, train_dataset=train, processing_class=policy.tokenizer)
 
 
 def add_references(

@@ -70,7 +70,7 @@ def assessment(
     `beta` scales the reward; `per_token` is for methods without a reference, whose reward is a mean log-probability.
     """
 
-    def pairs(held_out: "Dataset") -> list[dict[str, float | None]]:
+    def ranks(held_out: "Dataset") -> list[dict[str, float | None]]:
         return measure_pairs(
             model,
             tokenizer,
@@ -92,23 +92,25 @@ def assessment(
         temperature=0.0,
         max_tokens=args.max_completion_length,
         seed=args.seed,
-        extra=pairs,
+        extra=ranks,
     )
 
 
-def check_and_watch(args: PreferenceArgs, trainer: Any, held_out: "Dataset | None", *, remedy: str) -> None:
-    """Audit the rows of a built trainer; then let it log the KL to the reference on the first `PROBE` held-out pairs,
-    ten times a run, and warn, once, where the log-probabilities of chosen and rejected answers both fall by more than
-    `FALL`; `remedy` is what to try then.
+def check_and_watch(args: PreferenceArgs, trainer: Any, held_out: "Dataset | None", *, remedy: str) -> Any:
+    """The built trainer, its rows audited, its reference the adapter switched off unless training starts from one.
 
+    It logs the KL to the reference on the first `PROBE` held-out pairs, ten times a run, and warns, once, where the
+    log-probabilities of chosen and rejected answers both fall by more than `FALL`; `remedy` is what to try then.
     `held_out` is None for KTO, which logs a KL of its own in another unit under the same name.
     """
     from recipes.common.callbacks import KLProbe, LikelihoodWatch
 
+    if not args.start_from and "ref" in trainer.model.peft_config:
+        switch_off_reference(trainer)
     audit_pairs(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
     trainer.add_callback(LikelihoodWatch(FALL, remedy=remedy))
     if held_out is None:
-        return
+        return trainer
     probe, model = held_out.select(range(min(PROBE, len(held_out)))), trainer.model
 
     def kl() -> float:
@@ -118,6 +120,12 @@ def check_and_watch(args: PreferenceArgs, trainer: Any, held_out: "Dataset | Non
         return sum(known) / len(known) if known else math.nan
 
     trainer.add_callback(KLProbe(kl, every=max(1, planned_steps(trainer) // 10)))
+    return trainer
+
+
+def pairs(dataset: "Dataset") -> "Dataset":
+    """What a trainer reads of pairs: `prompt`, `chosen` and `rejected`."""
+    return dataset.select_columns(["prompt", "chosen", "rejected"])
 
 
 def rendered(dataset: "Dataset", tokenizer: Any, max_length: int) -> "Dataset":

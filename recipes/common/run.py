@@ -62,6 +62,7 @@ class Run:
         self.correct, self.format, self.guard = correct, format, guard
         self.reference, self.beside = reference, list(beside)
         self.win_rate: WinRate | None = None
+        self.cut_short = False  # before the last phase
         self.clock = Clock(folder, args.max_hours)
         self.training = Training(folder, spec, args, self.clock, resumed=resumed)
         self.stages: dict[str, Records] = {}  # that this session came to
@@ -166,25 +167,6 @@ class Run:
         if summary["truncation_rate"] is not None:
             yield f"{summary['truncation_rate']:.1%} truncated"
 
-    def compare_with(self, prefer: Prefer | None, prompts: Sequence[Any]) -> None:
-        """Let `prefer` compare what the model wrote to `prompts` at the last stage with what it did at the first; None:
-        nobody was asked to."""
-        if prefer is None:
-            return
-        names = list(self.stages)
-        before, after = (
-            [record for record in self.stages[name] if record["kind"] == "greedy"] for name in (names[0], names[-1])
-        )
-        with self.clock.phase("compare"):
-            self.win_rate = win_rate(
-                [prompts[record["index"]] for record in before],
-                [record["completion"] for record in before],
-                [record["completion"] for record in after],
-                prefer,
-                tokens=([record["tokens"] for record in before], [record["tokens"] for record in after]),
-            )
-        print(describe(self.win_rate) if self.win_rate else "The judge gave no verdict on any pair.")
-
     def length_quantile(self, share: float) -> float:
         """The length in tokens that `share` of the latest stage's completions stay within; infinite before any."""
         lengths = sorted(record["tokens"] for stage in list(self.stages.values())[-1:] for record in stage)
@@ -196,20 +178,42 @@ class Run:
         """What flags and machine say of a trainer's config; see `Training.settings`."""
         return self.training.settings(phase)
 
-    def train(self, trainer: Any, save_as: str = "adapter") -> bool:
-        """Run a trainer built with `trainer_settings` and save what it trained; False where time ran out."""
+    def warm_up(self, trainer: Any) -> bool:
+        """Run the trainer of a phase before the last, and save what it trained as `warm_start`; False where time ran
+        out: what is left of this session then does nothing."""
         self.earlier.clear()  # what this session has not come to yet shows the model after less training
-        done = self.training.train(trainer)
-        self.training.save_adapter(save_as, trainer.model, trainer.processing_class)
-        return done
+        self.cut_short = not self.training.train(trainer)
+        if not self.cut_short:
+            self.training.save_adapter("warm_start", trainer.model, trainer.processing_class)
+        return not self.cut_short
+
+    def train(self, trainer: Any, then: Callable[..., Records]) -> None:
+        """Run a trainer built with `trainer_settings`, save what it trained, and evaluate stage "after"."""
+        if self.cut_short:
+            return
+        self.earlier.clear()
+        self.training.train(trainer)
+        self.training.save_adapter("adapter", trainer.model, trainer.processing_class)
+        self.stage("after", then)
 
     # The end
 
-    def finish(self, judge: Judge | None = None) -> Results:
-        """Write results.json, report.html and the model card; say what `judge` was asked, where one rewarded.
+    def finish(
+        self, judge: Judge | None = None, *, prefer: Prefer | None = None, prompts: Sequence[Any] = ()
+    ) -> Results | None:
+        """Write results.json, report.html and the model card; None where time ran out before the last phase.
 
         The run is complete when its last phase made all its steps; then the checkpoints go.
+
+        Args:
+            judge: who graded, where one did; what it was asked is told.
+            prefer: compares what the model wrote to `prompts` at the last stage with what it did at the first.
+            prompts: of the held-out problems, in their order.
         """
+        if self.cut_short:
+            return None
+        if prefer:
+            self._compare(prefer, prompts)
         results = self._results(judge)
         records = [record for stage in self.stages.values() for record in stage]
         write_report(self.folder / "report.html", results, self.training.metrics(), records)
@@ -233,6 +237,21 @@ class Run:
             _hub().upload_folder(repo_id=repository.repo_id, folder_path=str(self.folder / "adapter"))
             print(f"Uploaded to {repository}")
         return results
+
+    def _compare(self, prefer: Prefer, prompts: Sequence[Any]) -> None:
+        names = list(self.stages)
+        before, after = (
+            [record for record in self.stages[name] if record["kind"] == "greedy"] for name in (names[0], names[-1])
+        )
+        with self.clock.phase("compare"):
+            self.win_rate = win_rate(
+                [prompts[record["index"]] for record in before],
+                [record["completion"] for record in before],
+                [record["completion"] for record in after],
+                prefer,
+                tokens=([record["tokens"] for record in before], [record["tokens"] for record in after]),
+            )
+        print(describe(self.win_rate) if self.win_rate else "The judge gave no verdict on any pair.")
 
     def _results(self, judge: Judge | None) -> Results:
         training, metrics = self.training, self.training.metrics()

@@ -30,15 +30,13 @@ class Training:
         self.parameters = (0, 0)  # trainable, all: of the model trained last
 
     def settings(self, phase: str) -> dict[str, Any]:
-        """Fields of a trainer's config that flags decide or that are no choice: steps, schedule, seed, checkpoints."""
+        """Fields of a trainer's config that flags decide or that are no choice: steps, seed, precision, checkpoints."""
         args, half = self.args, half_precision(self.spec)
         return {
             "output_dir": str(self.checkpoints(phase)),
             "run_name": args.run_name or "-".join(self.folder.parts[-3:]),
             "max_steps": -1 if args.num_train_epochs else args.max_steps,
             "num_train_epochs": args.num_train_epochs or 1,
-            "lr_scheduler_type": args.lr_scheduler_type,
-            "weight_decay": args.weight_decay,
             "seed": args.seed,
             "bf16": half == "bfloat16",
             "fp16": half == "float16",

@@ -1,7 +1,7 @@
 """Which adapter learns best, and which differences are more than chance: one recipe, every adapter, several seeds.
 
     python -m recipes.tools.compare_adapters --dataset arc --model smollm2-135m --adapters qlora lora p-tuning --seeds 3
-    python -m recipes.tools.compare_adapters --dataset arc -- --source mine.jsonl --max-steps 20  # after --: the recipe's
+    python -m recipes.tools.compare_adapters --dataset arc -- --source mine.jsonl  # after --: the recipe's own
 
 A *cell* is one adapter trained with one seed: a run of `recipes/<dataset>_sft.py` in a process of its own, one after
 another. The same command continues what was interrupted and runs no finished cell again.

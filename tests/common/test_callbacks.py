@@ -63,7 +63,9 @@ def test_what_is_watched_reaches_the_lines_of_the_run(tmp_path: Path, capsys: py
 
     run = Run.open("toy_dpo", SPEC, Args(str(tmp_path)))
     divergences = iter([0.1, 0.2, 0.3, 0.4])
-    watched = trainer(run, falling, [KLProbe(lambda: next(divergences), every=12), LikelihoodWatch(0.2)])
+    watched = trainer(
+        run, falling, [KLProbe(lambda: next(divergences), every=12), LikelihoodWatch(0.2, remedy="--sft-weight 0.1")]
+    )
     assert run.train(watched)
 
     assert {line["step"]: line["kl"] for line in run.metrics() if "kl" in line} == {12: 0.1, 24: 0.2, 36: 0.3, 40: 0.4}
@@ -89,9 +91,9 @@ def test_a_resumed_run_does_not_warn_again(tmp_path: Path, capsys: pytest.Captur
 
     run = Run.open("toy_dpo", SPEC, Args(str(tmp_path)))
     with pytest.raises(KeyboardInterrupt):
-        run.train(trainer(run, cut_off, [LikelihoodWatch(0.2)]))
+        run.train(trainer(run, cut_off, [LikelihoodWatch(0.2, remedy="--sft-weight 0.1")]))
     resumed = Run.open("toy_dpo", SPEC, Args(str(tmp_path), resume=True))
-    assert resumed.train(trainer(resumed, falling, [LikelihoodWatch(0.2)]))
+    assert resumed.train(trainer(resumed, falling, [LikelihoodWatch(0.2, remedy="--sft-weight 0.1")]))
     assert [line["step"] for line in resumed.metrics()] == list(range(1, STEPS + 1))
     assert [line["step"] for line in resumed.metrics() if "warning" in line] == [22]
     assert capsys.readouterr().out.count("Warning: ") == 1
@@ -103,7 +105,11 @@ def test_the_remedy_is_the_recipes_own_and_growing_margins_alone_are_no_reason(
     from recipes.common.callbacks import LikelihoodWatch
 
     run = Run.open("toy_kto", SPEC, Args(str(tmp_path)))
-    healthy = trainer(run, lambda step: falling(step) | {"logps/chosen": -200.0 + step}, [LikelihoodWatch(0.2)])
+    healthy = trainer(
+        run,
+        lambda step: falling(step) | {"logps/chosen": -200.0 + step},
+        [LikelihoodWatch(0.2, remedy="--sft-weight 0.1")],
+    )
     assert run.train(healthy)
     assert "Warning" not in capsys.readouterr().out
     run = Run.open("toy_kto", SPEC, Args(str(tmp_path)))
