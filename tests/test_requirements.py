@@ -46,8 +46,8 @@ def misfits(requirements: list[Requirement], versions: dict[str, str]) -> list[s
 
 
 def test_nothing_builds_a_wheel() -> None:
-    """It would install packages called data and eval. As it is, `pip install .` ends in setuptools' sentence about several
-    top-level packages."""
+    """It would install packages called data and eval. As it is, `pip install .` ends in setuptools' sentence about
+    several top-level packages."""
     assert "build-system" not in TABLES
     assert set(TABLES["tool"]) == {"uv", "ruff", "mypy", "pytest"}
     assert TABLES["tool"]["uv"]["package"] is False

@@ -53,10 +53,8 @@ from recipes.common.stand_ins.smollm2 import cache_root
 
 README = Path(__file__).with_name("README.md")
 MIB_IN_GIB = 1024
-LEARNERS = {
-    "grpo": 0.7,
-    "dpo": 1.0,
-}  # methods, and the share of the time that is left which the recipe of each may take
+# Methods, and the share of the time that is left which the recipe of each may take.
+LEARNERS = {"grpo": 0.7, "dpo": 1.0}
 
 
 def about() -> dict[str, Any]:
