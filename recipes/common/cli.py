@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable
@@ -37,7 +38,9 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
         sys.exit(_say(sentence, 2))
     args = tyro.cli(type(defaults), default=defaults, description=sys.modules[main.__module__].__doc__)
     if not has_gpu():
-        print(f"No GPU found: training {args.model} on the CPU.")
+        took = re.search(r"\b\d+ min\b", sys.modules[main.__module__].__doc__ or "")
+        usual = f" With its default settings this recipe took {took[0]} when measured (see --help)." if took else ""
+        print(f"No GPU found: training {args.model} on the CPU.{usual}")
     quiet_libraries()
     try:
         resolve(args.model)  # a name that nobody knows is told before any row is read
