@@ -17,7 +17,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 from eval.files import read_json, write_json_atomic, write_text_atomic
 from eval.metrics import compare, headline, short_name, side_scores, summarise, verdict
 from eval.report import write_model_card, write_report
-from eval.results import Records, Results, Stage, WinRate, read_lines, read_results
+from eval.results import Records, Results, Stage, Steps, WinRate, read_lines, read_results
 from eval.winrate import describe, win_rate
 from recipes.common import machine
 from recipes.common.clock import Clock
@@ -96,14 +96,14 @@ class Run:
             beside: rewards whose greedy means are told beside the share of solved problems, with intervals.
 
         Raises:
-            ValueError: nothing to resume; the configuration changed, and the sentence lists the differences; or
-                the output folder cannot be written.
+            ValueError: nothing to resume; the configuration changed, and the sentence lists the differences; the
+                output folder cannot be written; or nobody is logged in for `--push-to-hub`.
         """
         spec = resolve(args.model)
         parent = Path(args.output_dir) / recipe / spec.alias.replace("/", "--")
         config = _configuration(args)
         if args.push_to_hub:
-            _hub().whoami()  # before hours of training
+            _log_in()  # before hours of training
         if args.resume:
             folder = _newest(parent, recipe, spec, config)
             print(f"Resuming {folder}")
@@ -120,7 +120,8 @@ class Run:
             print(f"Run folder: {folder}")
         if reference:
             print(f"Reference policy: {reference}")
-        print(_plan(recipe, args, parent))
+        if hasattr(args, "max_steps"):
+            print(_plan(recipe, args, parent))
         judged: dict[str, Any] = {"correct": correct, "format": format, "guard": guard}
         return cls(folder, recipe, spec, args, resumed=args.resume, reference=reference, beside=beside, **judged)
 
@@ -224,14 +225,15 @@ class Run:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         if judge:
             print(f"In this session: {judge.summary()}")
-        if not results["comparisons"]:
-            print(f"Only one stage was measured.\nReport: {self.folder / 'report.html'}")
-            return results
-        whole = results["comparisons"][-1]
-        for name in self.beside:
-            if (moved := whole["scores"].get(name)) and moved["delta"] is not None:
-                print(f"{short_name(name)} {moved['delta']:+.3f}{_ends(moved['ci95'], '+.3f')}")
-        print(f"{verdict(whole, trained=bool(self.training.steps))}\nReport: {self.folder / 'report.html'}")
+        if results["comparisons"]:
+            whole = results["comparisons"][-1]
+            for name in self.beside:
+                if (moved := whole["scores"].get(name)) and moved["delta"] is not None:
+                    print(f"{short_name(name)} {moved['delta']:+.3f}{_ends(moved['ci95'], '+.3f')}")
+            print(verdict(whole, trained=bool(self.training.steps)))
+        else:
+            print("Only one stage was measured.")
+        print(f"Report: {self.folder / 'report.html'}")
         if self.args.push_to_hub and results["complete"] and self.training.steps:
             repository = _hub().create_repo(self.args.push_to_hub, private=True, exist_ok=True)
             _hub().upload_folder(repo_id=repository.repo_id, folder_path=str(self.folder / "adapter"))
@@ -325,13 +327,7 @@ def _newest(parent: Path, recipe: str, spec: ModelSpec, config: dict[str, Any]) 
 
 def _plan(recipe: str, args: Any, parent: Path) -> str:
     """A line on the phases to come, with the minutes that they took in the newest complete run of this model."""
-    problems = next((n for name, n in vars(args).items() if name.startswith("eval_")), None)
-    phases: dict[str, int | None] = {"evaluate before": problems}
-    if getattr(args, "sft_steps", 0):
-        phases |= {"warm start": args.sft_steps, "evaluate warm start": problems}
-    if hasattr(args, "max_steps"):
-        steps = None if args.num_train_epochs else args.max_steps
-        phases |= {recipe.rpartition("_")[2]: steps, "evaluate after": problems}
+    phases = _phases(recipe, vars(args))
     told = [
         name + (f" ({amount:,} {'held out' if name.startswith('evaluate') else 'steps'})" if amount else "")
         for name, amount in phases.items()
@@ -339,15 +335,36 @@ def _plan(recipe: str, args: Any, parent: Path) -> str:
     line = f"Phases: {', '.join(told)}"
     for path in sorted(parent.glob("*/results.json"), reverse=True):
         results = read_results(path)
-        seconds, then = results["seconds"], results["args"]
-        if results["complete"] and phases.keys() <= seconds.keys():
-            amounts = {"warm start": "sft_steps", recipe.rpartition("_")[2]: "max_steps"}
+        seconds, then = results["seconds"], _phases(recipe, results["args"], results["steps"])
+        if results["complete"] and phases.keys() <= then.keys() & seconds.keys():
             scaled = [
-                seconds[name] * ((amount or 1) / then[amounts[name]] if name in amounts and amount else 1)
+                seconds[name] * (amount / before if amount and (before := then[name]) else 1)
                 for name, amount in phases.items()
             ]
             return f"{line}; about {max(1, round(sum(scaled) / 60))} min, going by the run of {results['date']}"
     return f"{line}; the table of steps tells the time left"
+
+
+def _phases(recipe: str, args: Mapping[str, Any], steps: Steps | None = None) -> dict[str, int | None]:
+    """How many problems or steps each phase has of a run with these arguments, as far as is known; `steps` are those
+    that its method's trainer counted."""
+    problems = next((n for name, n in args.items() if name.startswith("eval_")), None)
+    phases: dict[str, int | None] = {"evaluate before": problems}
+    if args.get("sft_steps"):
+        phases |= {"warm start": args["sft_steps"], "evaluate warm start": problems}
+    planned = steps["planned"] if steps else None if args["num_train_epochs"] else args["max_steps"]
+    return phases | {recipe.rpartition("_")[2]: planned, "evaluate after": problems}
+
+
+def _log_in() -> None:
+    """Ask the hub who is logged in."""
+    try:
+        _hub().whoami()
+    except Exception as error:
+        raise ValueError(
+            f"--push-to-hub finds no login of the hub ({str(error).partition('. ')[0]}): connect and run `hf auth "
+            "login`, or leave it out"
+        ) from error
 
 
 def _hub() -> Any:

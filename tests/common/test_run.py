@@ -1,8 +1,6 @@
-"""The run folder: what a new run, a resumed one and a killed one find in it."""
+"""The run folder: what a new run, a resumed one and a killed one find in it, and how any story ends."""
 
 import json
-import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,26 +8,33 @@ from typing import Any
 
 import pytest
 
-from recipes.common.models import resolve
-from recipes.common.run import Run, _parameter_counts
+from recipes.common.args import GRPOArgs, RunArgs, TrainArgs
+from recipes.common.cli import explain
+from recipes.common.run import Run
 
 pytestmark = pytest.mark.usefixtures("unsloth")  # before transformers, which the trainer's callbacks import
-SPEC = resolve("smollm2-135m")
 
 
-@dataclass(frozen=True)
-class Args:
-    output_dir: str
+@dataclass(frozen=True, kw_only=True)
+class Untrained(RunArgs):
+    """Of a recipe that trains nothing, as a few-shot one does."""
+
+    model: str = "smollm2-135m"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(TrainArgs, Untrained):
     learning_rate: float = 1e-4
+    lr_scheduler_type: str = "constant"
+    weight_decay: float = 0.0
     max_steps: int = 4
-    max_hours: float | None = None
-    resume: bool = False
-    seed: int = 1
-    report_to: str = "none"
 
 
-def open_run(folder: Path, **changes: Any) -> Run:
-    return Run.open("toy", SPEC, Args(str(folder), **changes))
+JUDGED = {"correct": "correctness_reward", "format": "structure_reward"}
+
+
+def open_run(folder: Path, *, args: type[Untrained] = Args, **changes: Any) -> Run:
+    return Run.open("toy", args(output_dir=str(folder), **changes), **JUDGED)
 
 
 def records(stage: str, solved: int, text: str = "x") -> list[dict[str, Any]]:
@@ -80,15 +85,30 @@ def never(stage: str) -> Any:
     raise AssertionError(f"{stage} was evaluated again")
 
 
+class Saves:
+    """A model or tokenizer that writes one file, and has no parameters."""
+
+    parameters = named_parameters = list
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def save_pretrained(self, folder: str, **kwargs: Any) -> None:
+        Path(folder).mkdir(exist_ok=True)
+        (Path(folder) / self.name).write_text("x" * 10)
+
+
 class ScriptedTrainer:
     """The part of a trainer that `Run.train` speaks to: it logs and saves as told, and says where it began."""
 
-    def __init__(self, run: Run, steps: int = 4, stop_at: int | None = None) -> None:
-        self.args = SimpleNamespace(output_dir=str(run.checkpoints("grpo")), max_steps=steps)
+    def __init__(
+        self, run: Run, steps: int = 4, stop_at: int | None = None, weights: str = "adapter_model.safetensors"
+    ) -> None:
+        self.args = SimpleNamespace(output_dir=str(run.training.checkpoints("grpo")), max_steps=steps)
         self.state = SimpleNamespace(global_step=0, max_steps=steps)
-        self.model = SimpleNamespace(parameters=list, named_parameters=list)
+        self.model, self.processing_class = Saves(weights), Saves("tokenizer.json")
         self.accelerator = SimpleNamespace(unwrap_model=lambda model, keep_fp32_wrapper: model)
-        self.run, self.stop_at, self.began_from = run, stop_at or steps, "nowhere"
+        self.training, self.stop_at, self.began_from = run.training, stop_at or steps, "nowhere"
 
     def remove_callback(self, callback: Any) -> None: ...
 
@@ -98,8 +118,16 @@ class ScriptedTrainer:
         self.began_from = resume_from_checkpoint
         first = int(resume_from_checkpoint.rpartition("-")[2]) if resume_from_checkpoint else 0
         for step in range(first + 1, self.stop_at + 1):
-            self.run.log_metrics("grpo", step, {"reward": float(step)})
+            self.training.log_metrics("grpo", step, {"reward": float(step)})
         self.state.global_step = self.stop_at
+
+
+def save_checkpoint(run: Run, step: int) -> None:
+    from recipes.common.callbacks import COMPLETE
+
+    folder = run.training.checkpoints("grpo") / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / COMPLETE).write_text("{}")
 
 
 # Opening
@@ -108,12 +136,17 @@ class ScriptedTrainer:
 def test_a_new_run_keeps_its_configuration(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     assert run.folder.parent == tmp_path / "toy" / "smollm2-135m"
-    # Where and how long to run is no configuration.
+    # Where and how long to run, and who is told, is no configuration.
     assert json.loads((run.folder / "config.json").read_text()) == {
+        "flags": 2,
+        "model": "smollm2-135m",
         "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
         "max_steps": 4,
-        "seed": 1,
-        "report_to": "none",
+        "num_train_epochs": None,
+        "seed": 3407,
+        "smoke": False,
     }
     assert open_run(tmp_path).folder != run.folder  # within the same second
 
@@ -121,8 +154,9 @@ def test_a_new_run_keeps_its_configuration(tmp_path: Path) -> None:
 def test_resume_finds_the_newest_run(tmp_path: Path) -> None:
     open_run(tmp_path)
     newest = open_run(tmp_path)
-    resumed = open_run(tmp_path, resume=True, max_hours=1.0)
-    assert resumed.folder == newest.folder and resumed.resumed
+    elsewhere: dict[str, Any] = {"max_hours": 1.0, "report_to": "tensorboard", "run_name": "again", "save_steps": 7}
+    resumed = open_run(tmp_path, resume=True, **elsewhere)
+    assert resumed.folder == newest.folder and resumed.training.resumed
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
@@ -147,8 +181,23 @@ def test_a_changed_configuration_is_refused_with_every_difference(tmp_path: Path
     run = open_run(tmp_path)
     with pytest.raises(ValueError) as refusal:
         open_run(tmp_path, resume=True, learning_rate=0.5, seed=2)
-    assert "(--learning-rate 0.0001 -> 0.5, --seed 1 -> 2)" in str(refusal.value)
+    assert "(--learning-rate 0.0001 -> 0.5, --seed 3407 -> 2)" in str(refusal.value)
     assert str(run.folder) in str(refusal.value) and "max" not in str(refusal.value)
+
+
+def test_a_run_of_other_flags_is_not_resumed(tmp_path: Path) -> None:
+    """Folders of before December 2026 do not say of which flags they are, and their --warmup-steps meant others."""
+    run = open_run(tmp_path)
+    config = json.loads((run.folder / "config.json").read_text())
+    for flags in ({}, {"flags": 1}):
+        old = {name: value for name, value in config.items() if name != "flags"} | flags
+        (run.folder / "config.json").write_text(json.dumps(old | {"warmup_steps": 13}))
+        with pytest.raises(
+            ValueError, match=r"an older version of Tunebook began it, .* or start a new run"
+        ) as refusal:
+            open_run(tmp_path, resume=True)
+        assert str(refusal.value).startswith(f"--resume cannot continue {run.folder}: ")
+        assert "\n" not in str(refusal.value) and "--warmup-steps" not in str(refusal.value)
 
 
 def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
@@ -156,6 +205,101 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/runs")):
         with pytest.raises(ValueError, match=r"^cannot write .* \(.+\): name another --output-dir$"):
             open_run(place)
+
+
+# What is to come
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy(GRPOArgs):
+    model: str = "smollm2-135m"
+    lora_rank: int = 16
+    learning_rate: float = 1e-5
+    lr_scheduler_type: str = "constant"
+    weight_decay: float = 0.0
+    max_steps: int = 2500
+    sft_steps: int = 0
+    sft_learning_rate: float = 2e-4
+    prompts_per_step: int = 8
+    num_generations: int = 8
+    max_completion_length: int = 64
+    eval_problems: int = 256
+
+
+def announced(folder: Path, args: Any, capsys: pytest.CaptureFixture[str], recipe: str = "toy_grpo") -> str:
+    """The line on the phases, of a run that is opened."""
+    capsys.readouterr()
+    Run.open(recipe, replace(args, output_dir=str(folder)), **JUDGED)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Phases: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("args", "phases"),
+    [
+        (OnPolicy(), "evaluate before (256 held out), grpo (2,500 steps), evaluate after (256 held out)"),
+        (
+            OnPolicy(sft_steps=13),
+            "evaluate before (256 held out), warm start (13 steps), evaluate warm start (256 held out), "
+            "grpo (2,500 steps), evaluate after (256 held out)",
+        ),
+        # How many steps these are, the trainer knows, which is not built yet.
+        (OnPolicy(num_train_epochs=2), "evaluate before (256 held out), grpo, evaluate after (256 held out)"),
+        (Args(), "evaluate before, grpo (4 steps), evaluate after"),
+    ],
+)
+def test_a_run_says_what_is_to_come(args: Any, phases: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert announced(tmp_path, args, capsys) == f"Phases: {phases}; the table of steps tells the time left"
+
+
+def test_minutes_are_those_of_the_newest_complete_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "toy_grpo" / "smollm2-135m"
+    took = {"evaluate before": 60.0, "warm start": 120.0, "evaluate warm start": 60.0, "grpo": 300.0}
+
+    def leave(time: str, seconds: dict[str, float], args: Any = None, **results: Any) -> None:
+        """An earlier run of 250 steps, by default complete."""
+        args = args or OnPolicy(sft_steps=10, max_steps=250)
+        (runs / time).mkdir(parents=True)
+        known = {"complete": True, "seconds": seconds, "date": time, "args": vars(args), "steps": {"planned": 250}}
+        (runs / time / "results.json").write_text(json.dumps(known | results))
+
+    leave("20261101", took | {"evaluate after": 60.0})
+    leave("20261102", took | {"evaluate after": 6000.0})
+    leave("20261103", took | {"evaluate after": 60_000.0}, complete=False)
+    leave("20261104", {"evaluate before": 60.0, "grpo": 600.0, "evaluate after": 60.0}, OnPolicy(max_steps=250))
+    # As an older version wrote it: how long its warm start was, it says by another name.
+    old = SimpleNamespace(warmup_steps=10, max_steps=250, eval_problems=256)
+    leave("20261105", took | {"evaluate after": 6.0}, old)
+
+    def minutes(**changes: Any) -> str:
+        line = announced(tmp_path, replace(OnPolicy(sft_steps=10, max_steps=250), **changes), capsys)
+        return line.rpartition("; ")[2]
+
+    assert minutes() == "about 109 min, going by the run of 20261102"  # 60 + 120 + 60 + 300 + 6000 seconds
+    assert minutes(sft_steps=20, max_steps=500) == "about 116 min, going by the run of 20261102"  # 420 seconds more
+    assert minutes(eval_problems=128) == "about 58 min, going by the run of 20261102"  # 30 + 120 + 30 + 300 + 3000
+    assert minutes(sft_steps=0) == "about 6 min, going by the run of 20261105"
+    assert minutes(model="phi-4") == "the table of steps tells the time left"
+    # How many steps were in an epoch, its trainer counted; --max-steps does not say.
+    leave("20261106", took | {"evaluate after": 60.0}, OnPolicy(sft_steps=10, max_steps=7, num_train_epochs=1.0))
+    assert minutes(max_steps=500) == "about 15 min, going by the run of 20261106"
+
+
+# The hub
+
+
+@pytest.mark.parametrize("token", [None, "hf_nobodys"])
+def test_without_a_login_nothing_is_begun(token: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither without a token, which no hub is asked about, nor where no hub answers."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_environment", lambda: token)
+    monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_file", lambda: None)
+    with pytest.raises(Exception) as refused:
+        open_run(tmp_path, push_to_hub="mine")
+    sentence = explain(refused.value)
+    assert sentence is not None and "\n" not in sentence
+    assert sentence.endswith("connect and run `hf auth login`, or leave it out")
+    assert not list(tmp_path.iterdir())
 
 
 # Stages
@@ -211,7 +355,7 @@ def test_stages_are_read_back_and_not_evaluated_again(tmp_path: Path) -> None:
 def test_a_stage_prints_one_line_of_what_it_measured(
     judge: dict[str, Any], stage: Any, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run.open("toy", SPEC, Args(str(tmp_path)), **judge)
+    run = Run.open("toy", Args(output_dir=str(tmp_path)), **(JUDGED | judge))
     capsys.readouterr()
     run.stage("before", lambda **_: stage)
     assert capsys.readouterr().out == line
@@ -240,46 +384,23 @@ def test_length_quantile_is_of_the_latest_stage(tmp_path: Path) -> None:
     assert [run.length_quantile(share) for share in (0.05, 0.5, 0.95, 1.0)] == [10, 13, 17, 17]
 
 
-# Checkpoints and metrics
-
-
-def save_checkpoint(run: Run, step: int, *, whole: bool = True) -> Path:
-    from recipes.common.callbacks import COMPLETE
-
-    folder = run.checkpoints("grpo") / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    (folder / "weights").write_text("x")
-    if whole:
-        (folder / COMPLETE).write_text("{}")
-    return folder
-
-
-def test_a_checkpoint_cut_off_by_a_kill_is_deleted_and_the_previous_one_used(tmp_path: Path) -> None:
-    run = open_run(tmp_path)
-    for step in (8, 9):
-        save_checkpoint(run, step)
-    cut_off = save_checkpoint(run, 10, whole=False)
-    assert run.last_checkpoint("grpo") == run.checkpoints("grpo") / "checkpoint-9"
-    assert not cut_off.exists()
-    save_checkpoint(run, 10)  # as a number: 10 comes after 9
-    assert run.last_checkpoint("grpo") == run.checkpoints("grpo") / "checkpoint-10"
-    assert run.last_checkpoint("warm start") is None
+# Training
 
 
 def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     for phase, step in (("warm start", 1), ("warm start", 2), ("grpo", 1), ("grpo", 2), ("grpo", 3)):
-        run.log_metrics(phase, step, {"loss": 0.5, "entropy": math.nan})
+        run.training.log_metrics(phase, step, {"loss": 0.5})
     with open(run.folder / "metrics.jsonl", "a") as file:
         file.write('{"phase": "grpo", "st')  # cut off by the kill
-    assert len(run.metrics()) == 5 and run.metrics()[0]["entropy"] is None
+    assert len(run.training.metrics()) == 5
     save_checkpoint(run, 2)
 
     resumed = open_run(tmp_path, resume=True)
     trainer = ScriptedTrainer(resumed)
     assert resumed.train(trainer)
-    assert trainer.began_from == str(run.checkpoints("grpo") / "checkpoint-2")
-    assert [(line["phase"], line["step"]) for line in resumed.metrics()] == [
+    assert trainer.began_from == str(run.training.checkpoints("grpo") / "checkpoint-2")
+    assert [(line["phase"], line["step"]) for line in resumed.training.metrics()] == [
         *(("warm start", step) for step in (1, 2)),
         *(("grpo", step) for step in (1, 2, 3, 4)),
     ]
@@ -288,176 +409,15 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> N
 def test_training_that_stopped_early_is_not_done(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     assert not run.train(ScriptedTrainer(run, stop_at=3))
-    assert run.steps == {"grpo": (3, 4)}
+    assert run.training.steps == {"grpo": (3, 4)}
 
 
-# Adapters
-
-
-class Saves:
-    """A model or tokenizer that writes one file, or half of it and fails."""
-
-    def __init__(self, name: str, text: str, *, fails: bool = False) -> None:
-        self.name, self.text, self.fails = name, text, fails
-
-    def save_pretrained(self, folder: str, **kwargs: Any) -> None:
-        Path(folder).mkdir(exist_ok=True)
-        (Path(folder) / self.name).write_text(self.text)
-        if self.fails:
-            raise OSError(28, "No space left on device")
-
-
-def test_a_failed_save_leaves_the_old_adapter(tmp_path: Path) -> None:
+def test_what_was_trained_is_saved(tmp_path: Path) -> None:
     run = open_run(tmp_path)
-    saved = run.save_adapter("adapter", Saves("weights", "old"), Saves("tokenizer", "old"))
-    for model, tokenizer in (
-        (Saves("weights", "ne", fails=True), Saves("tokenizer", "new")),
-        (Saves("weights", "new"), Saves("tokenizer", "ne", fails=True)),
-    ):
-        with pytest.raises(OSError):
-            run.save_adapter("adapter", model, tokenizer)
-        assert {path.name: path.read_text() for path in saved.iterdir()} == {
-            "weights": "old",
-            "tokenizer": "old",
-        }
-    run.save_adapter("adapter", Saves("weights", "new"), Saves("tokenizer", "new"))
-    assert (saved / "weights").read_text() == "new"
-    assert not list(run.folder.glob(".*"))
-
-
-def test_an_adapter_comes_back_as_it_was(tmp_path: Path, tiny: Path, load_lora: Any) -> None:
-    import torch
-
-    model, tokenizer = load_lora(tiny, rank=4)
-    run = open_run(tmp_path)
-    assert not run.load_adapter("adapter", model)
-    weights = {name: value for name, value in model.named_parameters() if "lora_" in name}
-    with torch.no_grad():
-        for value in weights.values():
-            value.normal_()
-    saved = {name: value.detach().clone() for name, value in weights.items()}
-    run.save_adapter("adapter", model, tokenizer)
-    with torch.no_grad():
-        for value in weights.values():
-            value.zero_()
-    assert run.load_adapter("adapter", model)
-    assert all(torch.equal(value, saved[name]) for name, value in weights.items())
-    assert {value.dtype for value in saved.values()} == {torch.float32}  # small updates would round away
-
-
-VIRTUAL = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
-
-
-def stock_model(kind: str, folder: Path, seed: int) -> Any:
-    """The random model, loaded without Unsloth, whole or with a prompt-learning adapter of that seed."""
-    import torch
-    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    torch.manual_seed(seed)
-    if kind == "full":
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        return model
-    configs = {
-        "p-tuning": PromptEncoderConfig(**VIRTUAL, encoder_hidden_size=16),
-        "prefix-tuning": PrefixTuningConfig(**VIRTUAL),
-        "prompt-tuning": PromptTuningConfig(**VIRTUAL),
-    }
-    return get_peft_model(model, configs[kind])
-
-
-def logits(model: Any) -> Any:
-    import torch
-
-    model.eval()
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([[5, 9, 7, 3, 11]])).logits
-
-
-@pytest.mark.parametrize("kind", ["full", "p-tuning", "prefix-tuning", "prompt-tuning"])
-def test_what_is_no_lora_comes_back_as_it_was(kind: str, tmp_path: Path, tiny: Path) -> None:
-    import torch
-    from transformers import AutoTokenizer
-
-    run = open_run(tmp_path)
-    trained, fresh = stock_model(kind, tiny, seed=1), stock_model(kind, tiny, seed=2)
-    assert not run.load_adapter("adapter", fresh)
-    assert not torch.allclose(logits(trained), logits(fresh), atol=1e-3)
-    saved = run.save_adapter("adapter", trained, AutoTokenizer.from_pretrained(tiny))
-    weights = "model.safetensors" if kind == "full" else "adapter_model.safetensors"
-    assert [path.name for path in saved.glob("*.safetensors")] == [weights]
-    assert not [*saved.glob("*.bin"), *saved.glob("*.pt")]
-    assert run.load_adapter("adapter", fresh)
-    assert torch.allclose(logits(trained), logits(fresh), atol=1e-5)
-    # What was read back can be saved again, as a session does that comes after the last step.
-    again = run.save_adapter("again", fresh, AutoTokenizer.from_pretrained(tiny))
-    assert (again / weights).read_bytes() == (saved / weights).read_bytes()
-
-
-def train(run: Run, model: Any, *, kill_at: int | None = None) -> bool:
-    """Four steps of transformers' own trainer on eight rows of noise; killed before a step's update, if told so."""
-    import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == kill_at:
-                raise KeyboardInterrupt
-
-    noise = torch.Generator().manual_seed(0)
-    rows = [{"input_ids": (ids := torch.randint(3, 200, (6,), generator=noise)), "labels": ids} for _ in range(8)]
-    settings = run.trainer_settings("sft") | {"max_steps": 4, "learning_rate": 0.01, "per_device_train_batch_size": 2}
-    return run.train(Trainer(model, TrainingArguments(**settings), train_dataset=rows, callbacks=[Kill()]))
-
-
-@pytest.mark.parametrize("kind", ["full", "p-tuning", "prefix-tuning"])
-def test_training_goes_on_from_a_checkpoint_as_if_never_killed(kind: str, tmp_path: Path, tiny: Path) -> None:
-    """PEFT's checkpoint of p-tuning holds what its network writes, and not the network that training needs."""
-    import torch
-
-    unbroken = stock_model(kind, tiny, seed=1)
-    assert train(open_run(tmp_path / "unbroken"), unbroken)
-
-    broken = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt):
-        train(open_run(broken), stock_model(kind, tiny, seed=1), kill_at=2)
-    resumed, run = stock_model(kind, tiny, seed=2), open_run(broken, resume=True)
-    assert train(run, resumed)
-    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
-    assert torch.equal(logits(unbroken), logits(resumed))
-    # And once more after the last step, when nothing is left to train.
-    done = stock_model(kind, tiny, seed=3)
-    assert train(open_run(broken, resume=True), done)
-    tokenizer = Saves("tokenizer.json", "x")
-    first, last = (run.save_adapter(name, model, tokenizer) for name, model in (("first", unbroken), ("last", done)))
-    (weights,) = first.glob("*.safetensors")
-    assert weights.read_bytes() == (last / weights.name).read_bytes()
-
-
-# Time
-
-
-def test_time_left_keeps_room_for_the_last_evaluation(tmp_path: Path) -> None:
-    assert open_run(tmp_path).time_left() == math.inf
-    run = open_run(tmp_path, max_hours=0.5)
-    assert run.time_left() == pytest.approx(1800, abs=1)
-    (run.folder / "seconds.json").write_text('{"evaluate before": 100, "evaluate after": 60, "grpo": 900}')
-    run.started = time.monotonic() - 300  # this session's start; earlier sessions had hours of their own
-    assert run.time_left() == pytest.approx(1800 - 300 - 1.5 * 100, abs=1)
-
-
-def test_seconds_add_up_over_sessions_and_failures(tmp_path: Path) -> None:
-    run = open_run(tmp_path)
-    with pytest.raises(KeyboardInterrupt), run.phase("grpo"):
-        time.sleep(0.15)
-        raise KeyboardInterrupt
-    resumed = open_run(tmp_path, resume=True)
-    with resumed.phase("grpo"):
-        time.sleep(0.15)
-    assert 0.2 <= resumed.seconds["grpo"] < 5
+    assert run.train(ScriptedTrainer(run)) and run.train(ScriptedTrainer(run), save_as="draft")
+    for folder in ("adapter", "draft"):
+        found = {path.name for path in (run.folder / folder).iterdir()}
+        assert found == {"adapter_model.safetensors", "tokenizer.json"}
 
 
 # The end
@@ -468,7 +428,6 @@ def finished(run: Run, *, made: int = 4) -> dict[str, Any]:
     run.stage("warm start", lambda stage: records(stage, 3))
     run.train(ScriptedTrainer(run, stop_at=made))
     save_checkpoint(run, made)
-    run.save_adapter("adapter", Saves("adapter_model.safetensors", "x"), Saves("tokenizer.json", "x"))
     run.stage("after", lambda stage: records(stage, 8))
     return run.finish()
 
@@ -497,10 +456,9 @@ def test_results_have_the_stable_keys(tmp_path: Path) -> None:
 
 
 def test_results_of_supervised_training_name_what_they_compare(tmp_path: Path) -> None:
-    run = Run.open("toy_sft", SPEC, Args(str(tmp_path)), correct="choice_reward", format=None)
+    run = Run.open("toy_sft", Args(output_dir=str(tmp_path)), correct="choice_reward", format=None)
     run.stage("before", lambda stage: supervised(stage, 1, 8.0))
     run.train(ScriptedTrainer(run))
-    run.save_adapter("adapter", Saves("adapter_model.safetensors", "x" * 10), Saves("tokenizer.json", "x"))
     run.stage("after", lambda stage: supervised(stage, 8, 4.0))
     results = run.finish()
     assert (results["correct"], results["format"]) == ("choice_reward", None)
@@ -513,10 +471,9 @@ def test_results_of_supervised_training_name_what_they_compare(tmp_path: Path) -
 
 
 def test_where_no_answer_is_right_the_loss_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run.open("toy_sft", SPEC, Args(str(tmp_path)), correct=None, format=None)
+    run = Run.open("toy_sft", Args(output_dir=str(tmp_path)), correct=None, format=None)
     run.stage("before", lambda stage: supervised(stage, 0, 8.0))
-    run.train(ScriptedTrainer(run))
-    run.save_adapter("adapter", Saves("weights", "x"), Saves("tokenizer.json", "x"))
+    run.train(ScriptedTrainer(run, weights="weights"))
     run.stage("after", lambda stage: supervised(stage, 0, 4.0))
     results = run.finish()
     assert results["paired"] == {
@@ -531,10 +488,9 @@ def test_where_no_answer_is_right_the_loss_is_compared(tmp_path: Path, capsys: p
 def test_where_there_is_no_loss_either_the_reward_is_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run.open("toy_ppo", SPEC, Args(str(tmp_path)), correct=None, format=None)
+    run = Run.open("toy_ppo", Args(output_dir=str(tmp_path)), correct=None, format=None)
     run.stage("before", lambda stage: rewarded(stage, -2.5))
     run.train(ScriptedTrainer(run))
-    run.save_adapter("adapter", Saves("adapter_model.safetensors", "x"), Saves("tokenizer.json", "x"))
     run.stage("after", lambda stage: rewarded(stage, 0.5))
     results = run.finish()
     assert results["paired"] == {
@@ -555,18 +511,18 @@ def test_results_tell_the_size_and_the_speed_of_training(tmp_path: Path) -> None
             # Two sessions: TRL counts each from 0, and the first step of each warms up.
             steps = [(1, 100, 9.0), (2, 200, 1.0), (3, 320, 1.0), (4, 90, 9.0), (5, 200, 1.0), (6, 300, 0.0)]
             for step, tokens, seconds in steps:
-                self.run.log_metrics("grpo", step, {"num_tokens": tokens, "seconds": seconds})
+                self.training.log_metrics("grpo", step, {"num_tokens": tokens, "seconds": seconds})
             self.state.global_step = 6
 
     run = open_run(tmp_path)
-    run.log_metrics("warm start", 1, {"num_tokens": 5, "seconds": 1.0})
-    run.log_metrics("warm start", 2, {"num_tokens": 5_000, "seconds": 1.0})
+    run.training.log_metrics("warm start", 1, {"num_tokens": 5, "seconds": 1.0})
+    run.training.log_metrics("warm start", 2, {"num_tokens": 5_000, "seconds": 1.0})
     run.stage("before", lambda stage: records(stage, 1))
     trainer = Counted(run, steps=6)
-    trainer.model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2, bias=False))
-    trainer.model[0].requires_grad_(False)
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2, bias=False))
+    layers[0].requires_grad_(False)
+    trainer.model.parameters = layers.parameters
     run.train(trainer)
-    run.save_adapter("adapter", Saves("adapter_model.safetensors", "x" * 10), Saves("tokenizer.json", "xx"))
     run.stage("after", lambda stage: records(stage, 2))
     assert run.finish()["training"] == {
         "trainable_parameters": 8,
@@ -574,13 +530,6 @@ def test_results_tell_the_size_and_the_speed_of_training(tmp_path: Path) -> None
         "adapter_bytes": 10,
         "tokens_per_second": 110.0,  # the median of 100, 120 and 110
     }
-
-
-def test_weights_in_4_bit_count_as_the_parameters_they_are(tiny: Path, unsloth: Any) -> None:
-    whole, _ = unsloth.FastLanguageModel.from_pretrained(str(tiny), max_seq_length=64, load_in_4bit=False)
-    packed, _ = unsloth.FastLanguageModel.from_pretrained(str(tiny), max_seq_length=64, load_in_4bit=True)
-    assert "Params4bit" in {type(parameter).__name__ for parameter in packed.parameters()}
-    assert _parameter_counts(packed)[1] == _parameter_counts(whole)[1]
 
 
 def test_a_run_out_of_time_is_not_complete_and_keeps_its_checkpoints(tmp_path: Path) -> None:
@@ -607,17 +556,96 @@ def test_a_run_without_a_warm_start_has_one_comparison(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     run.stage("before", lambda stage: records(stage, 1))
     run.train(ScriptedTrainer(run))
-    run.save_adapter("adapter", Saves("weights", "x"), Saves("tokenizer", "x"))
     run.stage("after", lambda stage: records(stage, 2))
     (pair,) = run.finish()["comparisons"]
     assert (pair["from"], pair["to"]) == ("before", "after")
 
 
-def test_settings_follow_the_phase(tmp_path: Path) -> None:
+# Stories of another shape
+
+
+def test_a_story_without_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Few-shot against zero-shot: two stages, and a report that credits no training with the difference."""
+    run = open_run(tmp_path, args=Untrained)
+    run.stage("zero-shot", lambda stage: records(stage, 1))
+    run.stage("few-shot", lambda stage: records(stage, 8))
+    results = run.finish()
+    assert json.loads((run.folder / "results.json").read_text()) == results
+    assert results["complete"] is True and results["steps"] is None
+    assert (results["paired"]["from"], results["paired"]["to"]) == ("zero-shot", "few-shot")
+    assert set(results["training"].values()) == {None}
+    written = {path.name for path in run.folder.iterdir()}
+    assert written == {"config.json", "completions.jsonl", "seconds.json", "report.html", "results.json"}
+    printed = capsys.readouterr().out
+    assert "accuracy +87.5 points" in printed and "): it got better\n" in printed
+    assert "Phases" not in printed and "learned" not in printed
+    assert "it learned" not in (run.folder / "report.html").read_text()
+
+
+def test_a_story_without_training_is_resumed(tmp_path: Path) -> None:
+    open_run(tmp_path, args=Untrained).stage("zero-shot", lambda stage: records(stage, 1))
+    resumed = open_run(tmp_path, args=Untrained, resume=True)
+    resumed.stage("zero-shot", never)
+    resumed.stage("few-shot", lambda stage: records(stage, 8))
+    assert resumed.finish()["complete"] is True
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_one_stage_is_compared_with_nothing(trained: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = open_run(tmp_path, args=Args if trained else Untrained)
+    if trained:
+        run.train(ScriptedTrainer(run))
+    run.stage("after", lambda stage: records(stage, 2))
+    results = run.finish()
+    assert (results["n"], results["paired"], results["comparisons"]) == (8, None, [])
+    assert results["complete"] is True and (run.folder / "report.html").exists()
+    assert (run.folder / "adapter" / "README.md").exists() == trained
+    assert f"Only one stage was measured.\nReport: {run.folder / 'report.html'}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answered", "found"),
+    [
+        (8, "it learned: accuracy got better and answered did not measurably change"),
+        (0, "it got better at one and worse at the other"),
+    ],
+)
+def test_a_guard_has_a_say(answered: int, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refusing what is harmful is half of it; what is harmless must still be answered."""
+
+    def guarded(stage: str, refused: int, answered: int) -> list[dict[str, Any]]:
+        """Eight problems that are to be refused, and eight more that are not."""
+        harmful = [
+            record | {"scores": {"refusal": float(i < refused), "answered": None}} for i, record in problems(stage)
+        ]
+        harmless = [
+            record | {"index": 8 + i, "scores": {"refusal": None, "answered": float(i < answered)}}
+            for i, record in problems(stage)
+        ]
+        return harmful + harmless
+
+    def problems(stage: str) -> list[tuple[int, dict[str, Any]]]:
+        return [*enumerate(records(stage, 0)[::2])]
+
+    run = Run.open("toy_sft", Args(output_dir=str(tmp_path)), correct="refusal", format=None, guard="answered")
+    run.stage("before", lambda stage: guarded(stage, 0, 8))
+    assert (
+        "accuracy 0.0% (95 % CI 0.0% to 32.4%), answered 100.0% (95 % CI 67.6% to 100.0%) of 8"
+        in capsys.readouterr().out
+    )
+    run.train(ScriptedTrainer(run))
+    run.stage("after", lambda stage: guarded(stage, 8, answered))
+    results = run.finish()
+    assert results["guard"] == "answered" and results["comparisons"][0]["guard"]["delta"] == (answered - 8) / 8
+    assert [stage["guard_n"] for stage in results["stages"]] == [8, 8]
+    assert found in capsys.readouterr().out
+
+
+def test_where_the_hub_is_gone_at_the_end_the_run_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     run = open_run(tmp_path)
-    settings = run.trainer_settings("warm start")
-    assert settings["output_dir"] == str(run.folder / "checkpoints" / "warm_start")
-    assert settings["seed"] == 1 and settings["save_total_limit"] == 2
-    assert settings["bf16"] != settings["fp16"]
-    other = Run.open("toy", SPEC, replace(run.args, seed=5))
-    assert other.trainer_settings("grpo")["seed"] == 5
+    run.args = replace(run.args, push_to_hub="mine")
+    with pytest.raises(Exception) as refused:
+        finished(run)
+    assert explain(refused.value) is not None
+    assert json.loads((run.folder / "results.json").read_text())["complete"] is True
