@@ -43,7 +43,7 @@ class RunArgs:
             "load_in_4bit": False,
             "adapter": "lora",
         }
-        return replace(self, **{name: value for name, value in given.items() if name in vars(self)}, **changes)
+        return replace(self, **{name: value for name, value in given.items() if name in vars(self)} | changes)
 
 
 @dataclass(frozen=True, kw_only=True)

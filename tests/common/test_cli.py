@@ -2,7 +2,7 @@
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -146,3 +146,68 @@ def test_smoke_stops_in_each_phase_and_resumes(monkeypatch: pytest.MonkeyPatch, 
     start(lambda args: sessions.append(args), monkeypatch, "--smoke", "--model", "phi-4")
     assert [(args.resume, args.max_hours) for args in sessions] == [(False, 0.0), (True, 0.0), (True, None)]
     assert {args.model for args in sessions} == {str(tiny)}
+
+
+@dataclass(frozen=True)
+class Sampled(Args):
+    """Doc of what reads rows, rolls out and is judged by another."""
+
+    source: str = "hub"
+    rollouts: str = "auto"
+    eval_pairs: int = 256
+    max_steps: int = 500
+    sft_steps: int = 0
+    compare_with: str = "none"
+
+
+def test_smoke_is_small_whatever_was_given(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+    sessions: list[Sampled] = []
+
+    def smoke(small: dict[str, object], *arguments: str) -> Sampled:
+        sessions.clear()
+        monkeypatch.setattr("sys.argv", ["recipe.py", "--smoke", *arguments])
+        defaults = Sampled()
+        cli.start(lambda args: sessions.append(args), on_cpu=defaults, on_gpu=defaults, smoke=small)
+        (args,) = {replace(session, resume=False, max_hours=None) for session in sessions}
+        return args
+
+    given = ("--source", "hub", "--rollouts", "vllm", "--eval-pairs", "99", "--max-steps", "99")
+    args = smoke({"max_steps": 2}, *given)
+    assert (args.source, args.rollouts, args.eval_pairs, args.max_steps) == ("sample", "model", 8, 2)
+    assert smoke({"eval_pairs": 4, "source": "rows.jsonl"}).eval_pairs == 4
+    assert smoke({"eval_pairs": 4, "source": "rows.jsonl"}).source == "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--warmup-steps", "5"], "--warmup-steps is called --sft-steps since December 2026: give that"),
+        (["--warmup_steps=5"], "--warmup-steps is called --sft-steps since December 2026: give that"),
+        (["--smoke", "--judge", "pairrm"], "--judge is called --compare-with since December 2026: give that"),
+        (["--warmup-learning-rate", "1e-3"], None),  # there is no flag of the new name either
+        (["--judge-model", "x", "--compare-with", "pairrm", "judge"], None),
+    ],
+)
+def test_an_old_flag_names_the_new_one(words: list[str], sentence: str | None) -> None:
+    assert cli.renamed(words, vars(Sampled())) == sentence
+
+
+def test_a_flag_that_means_something_else_here_is_not_renamed() -> None:
+    """A recipe that grades has a --judge of its own."""
+    assert cli.renamed(["--judge", "local"], ["judge", "compare_with"]) is None
+
+
+def test_an_old_flag_ends_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--judge", "pairrm"])
+    with pytest.raises(SystemExit) as end:
+        cli.start(print, on_cpu=Sampled(), on_gpu=Sampled(), smoke={})
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: --judge is called --compare-with since December 2026: give that\n"
+
+
+def test_an_unknown_model_is_told_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        start(lambda args: pytest.fail("the recipe began"), monkeypatch, "--model", "smolm2-135m")
+    assert end.value.code == 2 and "did you mean smollm2-135m" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Which judge a recipe's flags name, what it says of an easy question, and which flag its messages tell to pass."""
+"""Which judge or reward a recipe's flags name, what it says of an easy question, and what its messages tell to do."""
 
 import json
 from dataclasses import dataclass, replace
@@ -22,6 +22,8 @@ class Args:
     judge_max_calls: int | None = None
     model: str = "smollm2-135m"
     smoke: bool = False
+    reward: str = "pairrm"
+    output_dir: str = "outputs"
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +112,30 @@ def test_a_judge_in_this_process_compares(smoke: bool, unsloth: Any, capsys: pyt
     printed = capsys.readouterr().out
     assert f"judge local {'tiny' if smoke else 'smollm2'}" in printed.lower()
     assert "4 verdicts in 4 requests" in printed and "lack a verdict" not in printed
+
+
+def test_the_newest_complete_reward_model_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparers, "reward_by_name", lambda name: f"by name: {name}")
+    runs = tmp_path / "ultrafeedback_reward" / "smollm2-135m"
+    for time, results in {"20261101": True, "20261102": True, "20261103": False, "20261104": None}.items():
+        (runs / time).mkdir(parents=True)
+        if results is not None:
+            (runs / time / "results.json").write_text(json.dumps({"complete": results}))
+    args = Args(reward="trained", output_dir=str(tmp_path))
+    assert judging.rewarder(args) == f"by name: {runs / '20261102' / 'adapter'}"
+    # Of another model or under another name, it is asked for as it is.
+    for name in ("pairrm", "outputs/x/adapter"):
+        assert judging.rewarder(replace(args, reward=name)) == f"by name: {name}"
+    with pytest.raises(ValueError, match="--reward trained found no reward model of phi-4 in "):
+        judging.rewarder(replace(args, model="phi-4"))
+
+
+def test_without_a_reward_model_the_step_before_is_named(tmp_path: Path) -> None:
+    runs = tmp_path / "ultrafeedback_reward" / "smollm2-135m"
+    with pytest.raises(ValueError) as refused:
+        judging.rewarder(Args(reward="trained", output_dir=str(tmp_path)))
+    assert explain(refused.value) == str(refused.value)
+    assert str(refused.value) == (
+        f"--reward trained found no reward model of smollm2-135m in {runs}: first run `python recipes/"
+        "ultrafeedback_reward.py --model smollm2-135m`, or give a folder or pairrm as --reward"
+    )

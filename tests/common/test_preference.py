@@ -1,25 +1,15 @@
-"""What preference recipes share: adapters to start from, the reference, and pairs as text."""
+"""What preference recipes share: the reference, what is checked and watched, and pairs as text."""
 
-import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recipes.common.cli import explain
-from recipes.common.preference import (
-    reference_name,
-    reference_policy,
-    rendered,
-    start_from,
-    switch_off_reference,
-    watch,
-)
+from recipes.common.args import AuditArgs
+from recipes.common.preference import check_and_watch, reference_name, reference_policy, rendered, switch_off_reference
 from recipes.common.stand_ins.tiny import CHATML
 from recipes.common.supervision import audit_pairs, split_row
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def move(model: Any, seed: int = 0) -> None:
@@ -42,111 +32,6 @@ def logits(model: Any) -> list[list[float]]:
 
 def trainable(model: Any) -> set[str]:
     return {name for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-# Where training starts
-
-
-@pytest.fixture(scope="module")
-def adapter(load_lora: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """The folder of a moved adapter of the tiny model, and the model that it was saved from."""
-    folder = tmp_path_factory.mktemp("adapter")
-    model, _ = load_lora(tiny)
-    move(model)
-    model.save_pretrained(folder)
-    return folder, model
-
-
-@pytest.fixture(scope="module")
-def fresh(load_lora: Any, tiny: Path) -> Any:
-    return load_lora(tiny)[0]
-
-
-def test_training_goes_on_from_an_adapter(adapter: tuple[Path, Any], load_lora: Any, tiny: Path) -> None:
-    (folder, earlier), (model, _) = adapter, load_lora(tiny)
-    untrained, names = logits(model), trainable(model)
-    start_from(model, str(folder))
-    assert logits(model) == logits(earlier) != untrained
-    assert trainable(model) == names and all(".default." in name for name in names)
-
-
-def edit_config(**changes: Any) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        (folder / CONFIG).write_text(json.dumps(config | changes), encoding="utf-8")
-
-    return edit
-
-
-def edit_weights(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        from safetensors.torch import load_file, save_file
-
-        save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
-
-    return edit
-
-
-def wider(weights: dict[str, Any]) -> dict[str, Any]:
-    return {name: weight.repeat(1, 2) if "lora_A" in name else weight for name, weight in weights.items()}
-
-
-def deeper(weights: dict[str, Any]) -> dict[str, Any]:
-    return weights | {name.replace(".layers.1.", ".layers.2."): weight.clone() for name, weight in weights.items()}
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda folder: (folder / WEIGHTS).unlink(), rf"has no {WEIGHTS}: give the adapter folder of a finished run$"),
-        (lambda folder: (folder / CONFIG).unlink(), rf"has no {CONFIG}: give the adapter folder"),
-        (edit_config(r=8), "has r 8 .* this recipe trains 16: give --lora-rank and --model as they were"),
-        (edit_config(lora_alpha=32), "has lora_alpha 32 .* this recipe trains 16.* or merge it into its model"),
-        (edit_config(use_rslora=True), "has use_rslora True .* trains False"),
-        (edit_config(use_dora=True), "has use_dora True .* trains False"),
-        (edit_config(target_modules=["v_proj", "q_proj"]), r"has target_modules \['q_proj', 'v_proj'\] .* trains \['d"),
-        (edit_config(peft_type="PROMPT_TUNING", r=None), "has peft_type PROMPT_TUNING .* trains LORA"),
-        (edit_config(task_type="SEQ_CLS"), "has task_type SEQ_CLS .* trains CAUSAL_LM"),
-        (edit_weights(wider), r"does not fit .* \(size mismatch for .*torch\.Size.*\): give the model it was trained"),
-        (
-            edit_weights(lambda weights: {name: w for name, w in weights.items() if ".layers.1." not in name}),
-            r"does not fit .* \(no weights for .*layers\.1\..*\): give the model it was trained on$",
-        ),
-        (
-            edit_weights(deeper),
-            r"does not fit .* \(weights for .*layers\.2\..*, which it lacks\): give the model it was trained on$",
-        ),
-    ],
-    ids=[
-        *("no weights", "no config", "rank", "alpha", "rank-stabilised", "dora", "layers", "virtual tokens", "reward"),
-        *("wider", "shallower", "deeper"),
-    ],
-)
-def test_an_adapter_that_does_not_fit_is_one_sentence(
-    edit: Callable[[Path], None], message: str, adapter: tuple[Path, Any], fresh: Any, tmp_path: Path
-) -> None:
-    for file in (CONFIG, WEIGHTS):
-        (tmp_path / file).write_bytes((adapter[0] / file).read_bytes())
-    edit(tmp_path)
-    with pytest.raises(ValueError, match=message) as refused:
-        start_from(fresh, str(tmp_path))
-    sentence = str(refused.value)
-    assert sentence.startswith(f"--start-from {tmp_path} ") and "\n" not in sentence
-    assert explain(refused.value) == sentence
-
-
-def test_no_folder_at_all_is_one_sentence(fresh: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"nowhere has no {WEIGHTS}: give the adapter folder of a finished run$"):
-        start_from(fresh, str(tmp_path / "nowhere"))
-
-
-def test_an_adapter_of_an_older_peft_fits(adapter: tuple[Path, Any], fresh: Any, tmp_path: Path) -> None:
-    """Its config lacks what PEFT has learnt since."""
-    (tmp_path / WEIGHTS).write_bytes((adapter[0] / WEIGHTS).read_bytes())
-    config = json.loads((adapter[0] / CONFIG).read_text(encoding="utf-8"))
-    del config["use_dora"], config["use_rslora"]
-    (tmp_path / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    start_from(fresh, str(tmp_path))
 
 
 # The reference
@@ -172,6 +57,7 @@ def pair(question: str, chosen: str = "It is four.", rejected: str = "It is five
     }
 
 
+CHECKED: Any = AuditArgs()  # of a recipe's flags, what is read here
 PAIRS = [pair("What is two and two?"), pair("And what is that, when it is not known to everybody?"), pair("Well?")]
 
 
@@ -216,9 +102,17 @@ def test_a_run_is_watched_once(own_kl: bool, preference_trainer: Any, tokenizer:
 
     trainer = preference_trainer("dpo", tokenizer, PAIRS)
     before = {type(callback).__name__ for callback in trainer.callback_handler.callbacks}
-    watch(trainer, None if own_kl else Dataset.from_list(PAIRS), remedy="less of it")
+    check_and_watch(CHECKED, trainer, None if own_kl else Dataset.from_list(PAIRS), remedy="less of it")
     added = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
     assert [name for name in added if name not in before] == ["LikelihoodWatch", "KLProbe"][: 2 - own_kl]
+
+
+def test_the_rows_are_checked_first(preference_trainer: Any, tokenizer: Any, capsys: pytest.CaptureFixture) -> None:
+    trainer = preference_trainer("dpo", tokenizer, [pair("Well?", chosen="Same.", rejected="Same.")] * 2)
+    with pytest.raises(ValueError, match="--allow-unsupervised"):
+        check_and_watch(CHECKED, trainer, None, remedy="less of it")
+    check_and_watch(replace(CHECKED, allow_unsupervised=True, show_tokens=1), trainer, None, remedy="less of it")
+    assert "Same." in capsys.readouterr().out
 
 
 def test_the_policy_comes_back_after_an_error(preference_trainer: Any, tokenizer: Any) -> None:

@@ -1,0 +1,133 @@
+"""The flags that recipes share: how a batch is split, what a machine without a GPU gets, and what `--help` tells."""
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from recipes.common.args import (
+    CompareArgs,
+    GRPOArgs,
+    JudgeArgs,
+    PreferenceArgs,
+    RewardArgs,
+    RunArgs,
+    SFTArgs,
+    split_batch,
+)
+from recipes.common.cli import explain
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*_*.py") if not path.stem.startswith("_"))
+HEAVY = ("torch", "transformers", "trl", "unsloth", "vllm", "datasets", "matplotlib", "scipy")
+
+
+def recipe(name: str) -> ModuleType:
+    return importlib.import_module(f"recipes.{name}")
+
+
+# A batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    batch_size: int
+    per_device_train_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+
+
+@pytest.mark.parametrize(
+    ("batch", "at_once", "expected"),
+    [
+        (Batch(16), 8, (8, 2)),
+        (Batch(16), 32, (16, 1)),
+        (Batch(12), 8, (4, 3)),  # what divides both
+        (Batch(7), 4, (1, 7)),
+        (Batch(16, per_device_train_batch_size=2), 8, (2, 8)),
+        (Batch(16, gradient_accumulation_steps=4), 8, (4, 4)),
+        (Batch(16, per_device_train_batch_size=16, gradient_accumulation_steps=1), 8, (16, 1)),
+    ],
+)
+def test_a_batch_is_split(batch: Batch, at_once: int, expected: tuple[int, int]) -> None:
+    assert tuple(split_batch(batch, at_once=at_once).values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "numbers"),
+    [
+        (Batch(16, per_device_train_batch_size=3), "3 x --gradient-accumulation-steps 5 are 15 rows"),
+        (Batch(16, per_device_train_batch_size=32), "32 x --gradient-accumulation-steps 1 are 32 rows"),
+        (Batch(16, gradient_accumulation_steps=3), "5 x --gradient-accumulation-steps 3 are 15 rows"),
+        (Batch(16, 4, 2), "4 x --gradient-accumulation-steps 2 are 8 rows"),
+    ],
+)
+def test_numbers_that_do_not_multiply_are_refused_in_one_sentence(batch: Batch, numbers: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        split_batch(batch, at_once=8)
+    sentence = str(refused.value)
+    assert sentence.startswith(f"--per-device-train-batch-size {numbers} per update, where 16 are asked for: give ")
+    assert explain(refused.value) == sentence and "\n" not in sentence
+
+
+# Every recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_without_a_gpu_a_recipe_runs_as_it_is(name: str) -> None:
+    """The embedded model, our own rows, and nothing in 4 bits, which two cores would wait for."""
+    args = recipe(name).ON_CPU
+    assert args.model == "smollm2-135m" and args.source == "sample"
+    assert args.load_in_4bit is False and getattr(args, "adapter", "lora") == "lora"
+    assert not args.smoke and args.push_to_hub is None
+
+
+def test_what_a_recipe_changes_comes_last() -> None:
+    args = recipe("arc_sft").Args()
+    assert args.on_cpu().adapter == "lora" and args.on_cpu(adapter="dora", source="mine.jsonl").adapter == "dora"
+    assert args.on_cpu(source="mine.jsonl").source == "mine.jsonl" and args.on_cpu().max_steps == args.max_steps
+
+
+FAMILIES = {"sft": SFTArgs, "grpo": GRPOArgs, "reward": RewardArgs, "ppo": CompareArgs}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_every_flag_of_its_family(name: str) -> None:
+    module = recipe(name)
+    family = FAMILIES.get(name.rpartition("_")[2], PreferenceArgs)
+    assert issubclass(module.Args, family) and issubclass(module.Args, RunArgs)
+    assert issubclass(module.Args, JudgeArgs) == hasattr(module, "JUDGED")
+    assert {field.name for field in fields(module.Args)} >= module.SMOKE.keys()
+
+
+@pytest.mark.filterwarnings("ignore:get_parser")
+@pytest.mark.parametrize("name", RECIPES)
+def test_help_explains_every_flag(name: str) -> None:
+    """Inherited ones too, whether a recipe states their default or not."""
+    import tyro
+
+    parser = tyro.extras.get_parser(recipe(name).Args, default=recipe(name).ON_CPU)
+    bare = [action.dest for action in parser._actions if not (action.help or "").partition("(default")[0].strip()]
+    assert bare == []
+
+
+# Says of each recipe which heavy packages are there once it is imported; those that its forerunner brought are its too.
+IMPORT_ALL = """
+import importlib, json, sys
+found = {}
+for name in sys.argv[1].split():
+    importlib.import_module(f"recipes.{name}")
+    found[name] = [package for package in sys.argv[2].split() if package in sys.modules]
+print(json.dumps(found))
+"""
+
+
+def test_importing_a_recipe_imports_nothing_heavy() -> None:
+    command = [sys.executable, "-c", IMPORT_ALL, " ".join(RECIPES), " ".join(HEAVY)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {name: [] for name in RECIPES}
