@@ -26,9 +26,8 @@ from recipes.common.stand_ins.tiny import tiny_pairrm_folder
 
 MODEL, OUTPUT = sys.argv[1], Path(sys.argv[2])
 SIZES = {
-    "grpo": {"warmup_steps": 2, "prompts_per_step": 2, "num_generations": 4, "eval_problems": 8},
+    "grpo": {"sft_steps": 2, "prompts_per_step": 2, "num_generations": 4, "eval_problems": 8},
     "ppo": {
-        "source": "sample",
         "reward": str(tiny_pairrm_folder()),
         "batch_size": 8,
         "minibatch_size": 4,
@@ -73,8 +72,7 @@ class Sessions:
         )
         if self.method == "grpo":
             # Its own rewards are all 0 for a nano model, and without a difference there is no loss to compare.
-            self.module.REWARDS = [*self.module.REWARDS, digit_reward]
-            self.module.WEIGHTS = [*self.module.WEIGHTS, 1.0]
+            self.module.REWARDS = {**self.module.REWARDS, digit_reward: 1.0}
 
     def run(
         self,

@@ -13,7 +13,6 @@ import torch
 
 from eval.sampling import ModelSampler, evaluate
 from recipes import gsm8k_grpo
-from recipes.common.models import resolve
 from recipes.common.run import Run
 
 
@@ -29,13 +28,14 @@ def train(
 
     args = replace(
         gsm8k_grpo.ON_CPU,
+        model=str(nano.folder),
         learning_rate=5e-3,
         max_steps=steps,
         prompts_per_step=10,
         num_generations=8,
         output_dir=str(folder),
     )
-    run = Run.open("nano_grpo", resolve(str(nano.folder)), args)
+    run = Run.open("nano_grpo", args, correct="correctness_reward", format="structure_reward")
     dataset = nano.dataset()
     run.stages["before"] = evaluate(
         ModelSampler(model, tokenizer),
@@ -67,7 +67,7 @@ def test_grpo_raises_the_reward_far_beyond_noise(nano: Any, load_lora: Any, tmp_
     assert before[0] / before[1] < 0.2
     assert after[0] / after[1] > 0.8
     assert nano.interval(*after)[0] > nano.interval(*before)[1]
-    rewards = [line["reward"] for line in run.metrics()]
+    rewards = [line["reward"] for line in run.training.metrics()]
     assert len(rewards) == 30
     assert rewards[0] < 0.3 and rewards[-1] > 0.8
 
@@ -78,7 +78,7 @@ def test_a_reward_that_says_nothing_teaches_nothing(nano: Any, load_lora: Any, t
     run = train(nano, model, tokenizer, constant_reward, tmp_path, steps=10)
     after = nano.solved(model, tokenizer)
 
-    assert [line["frac_reward_zero_std"] for line in run.metrics()] == [1.0] * 10
+    assert [line["frac_reward_zero_std"] for line in run.training.metrics()] == [1.0] * 10
     low, high = nano.interval(*before)
     assert low <= after[0] / after[1] <= high
     # Not even the optimiser's own noise: groups without a difference are groups without a gradient.

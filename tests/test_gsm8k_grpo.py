@@ -16,7 +16,6 @@ from recipes.common import NO_PINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "gsm8k_grpo.py"
-HEAVY = ("torch", "transformers", "trl", "unsloth", "vllm", "datasets", "matplotlib", "scipy")
 # Imported by every Python before the script: writes down each connection and refuses it.
 WATCH_SOCKETS = """
 import os, sys
@@ -65,11 +64,6 @@ def test_help_is_instant() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(cpu_seconds() for _ in range(3)) < 0.5
-
-
-def test_importing_the_recipe_imports_nothing_heavy() -> None:
-    program = f"import sys, recipes.gsm8k_grpo; print([n for n in {HEAVY} if n in sys.modules])"
-    assert python("-c", program).stdout.strip() == "[]"
 
 
 # Smoke
@@ -179,7 +173,7 @@ def test_a_full_disk_is_one_sentence(
         with pytest.raises(SystemExit) as end:
             run_script(
                 *("gsm8k_grpo", "--model", nano.folder, "--source", "sample", "--output-dir", tmp_path / "runs"),
-                *("--lora-rank", 8, "--max-steps", 2, "--warmup-steps", 1, "--eval-problems", 4, "--rollouts", "model"),
+                *("--lora-rank", 8, "--max-steps", 2, "--sft-steps", 1, "--eval-problems", 4, "--rollouts", "model"),
                 *("--prompts-per-step", 1, "--num-generations", 2, "--max-completion-length", 8),
             )
     finally:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_recipe_trains_and_evaluates_through_vllm(tmp_path: Path) -> None:
     command = [sys.executable, "recipes/gsm8k_grpo.py", "--rollouts", "vllm", "--no-load-in-4bit"]
-    sizes = ["--max-steps", "2", "--warmup-steps", "3", "--eval-problems", "8", "--max-completion-length", "64"]
+    sizes = ["--max-steps", "2", "--sft-steps", "3", "--eval-problems", "8", "--max-completion-length", "64"]
     done = subprocess.run(
         [*command, *sizes, "--output-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=500
     )
