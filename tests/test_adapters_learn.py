@@ -21,8 +21,6 @@ from eval.likelihood import completion_nll
 from recipes import arc_sft
 from recipes.common import adapters
 from recipes.common.adapters import PROMPT_LEARNING, Adapter
-from recipes.common.model_table import ModelSpec
-from recipes.common.models import resolve
 from recipes.common.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,11 +42,6 @@ def examples(pairs: list[tuple[int, int]]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def spec(repeater: Any) -> ModelSpec:
-    return resolve(str(repeater.folder))
-
-
-@pytest.fixture(scope="module")
 def trained() -> dict[Adapter, tuple[Path, list[float]]]:
     """Folder of each saved adapter, and logits of the model that it was saved from."""
     return {}
@@ -64,10 +57,8 @@ def train(adapter: Adapter, model: Any, tokenizer: Any, run: Run) -> None:
 
     config = SFTConfig(
         **run.trainer_settings("sft"),
-        max_steps=30,
         per_device_train_batch_size=7,
         learning_rate=LEARNING_RATES.get(adapter, 5e-3),
-        lr_scheduler_type="linear",
         completion_only_loss=True,
     )
     assert run.train(SFTTrainer(model, config, train_dataset=examples(TAUGHT), processing_class=tokenizer))
@@ -75,13 +66,15 @@ def train(adapter: Adapter, model: Any, tokenizer: Any, run: Run) -> None:
 
 @pytest.mark.parametrize("adapter", get_args(Adapter))
 def test_an_adapter_lowers_the_loss_of_held_out_answers(
-    adapter: Adapter, spec: ModelSpec, trained: dict[Adapter, tuple[Path, list[float]]], tmp_path: Path
+    adapter: Adapter, repeater: Any, trained: dict[Adapter, tuple[Path, list[float]]], tmp_path: Path
 ) -> None:
-    model, tokenizer = adapters.load(adapter, spec, max_seq_length=64, rank=8, virtual_tokens=4, seed=1)
+    sizes = {"max_steps": 30, "max_length": 64, "lora_rank": 8, "virtual_tokens": 4, "seed": 1}
+    args = replace(arc_sft.ON_CPU, model=str(repeater.folder), adapter=adapter, output_dir=str(tmp_path), **sizes)
+    run = Run.open("nano_sft", args, correct=None, format=None)
+    model, tokenizer = adapters.load(args, run.spec)
     with adapters.base(model):
         before = loss(model, tokenizer, HELD_OUT)
     frozen = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
-    run = Run.open("nano_sft", spec, replace(arc_sft.ON_CPU, output_dir=str(tmp_path)), correct=None, format=None)
     train(adapter, model, tokenizer, run)
     after = loss(model, tokenizer, HELD_OUT)
 
@@ -90,7 +83,7 @@ def test_an_adapter_lowers_the_loss_of_held_out_answers(
     for name, value in model.named_parameters():
         assert name not in frozen or torch.equal(value, frozen[name]), f"{name} was frozen and changed"
 
-    trained[adapter] = (run.save_adapter("adapter", model, tokenizer), last_logits(model, tokenizer))
+    trained[adapter] = (run.folder / "adapter", last_logits(model, tokenizer))
 
 
 def last_logits(model: Any, tokenizer: Any) -> list[float]:

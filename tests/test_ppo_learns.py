@@ -11,7 +11,6 @@ import torch
 
 from eval.sampling import ModelSampler
 from recipes import ultrafeedback_ppo
-from recipes.common.models import resolve
 from recipes.common.run import Run
 
 
@@ -27,8 +26,8 @@ def train(nano: Any, model: Any, tokenizer: Any, reward: Any, folder: Path, **ch
 
     sizes = {"max_steps": 30, "batch_size": 80, "minibatch_size": 80, "ppo_epochs": 4, "max_completion_length": 4}
     rates = {"learning_rate": 2e-3, "value_learning_rate": 2e-3}  # at 5e-3 one seed of three lost a digit again
-    args = replace(ultrafeedback_ppo.ON_CPU, output_dir=str(folder), **sizes | rates | changes)
-    run = Run.open("nano_ppo", resolve(str(nano.folder)), args, correct=None, format=None)
+    args = replace(ultrafeedback_ppo.ON_CPU, model=str(nano.folder), output_dir=str(folder), **sizes | rates | changes)
+    run = Run.open("nano_ppo", args, correct=None, format=None)
     config = ultrafeedback_ppo.ppo_config(args, run)
     config.micro_batch_size = 80
     rows = concatenate_datasets([nano.dataset()] * 8)
@@ -47,7 +46,7 @@ def test_ppo_earns_nine_tenths_of_the_reward(nano: Any, load_lora: Any, tmp_path
 
     assert before[0] / before[1] < 0.2
     assert after[0] / after[1] >= 0.9
-    lines = run.metrics()
+    lines = run.training.metrics()
     assert len(lines) == 30
     assert lines[0]["score"] < 0.3
     assert sum(line["score"] for line in lines[-5:]) / 5 >= 0.9

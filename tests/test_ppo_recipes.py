@@ -1,5 +1,5 @@
-"""Both PPO recipes, sample to report, on the tiny random model: what a run keeps, who rewards it, what it is compared
-with, and its mistakes. What a kill costs: test_resume.py."""
+"""Both PPO recipes, sample to report, on the tiny random model: one rewarded by PairRM and one by a reward model; what
+a run keeps, what it is compared with, and its mistakes. What a kill costs: test_resume.py."""
 
 import functools
 import importlib
@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from recipes.common.cli import explain, smoke_args
 from recipes.common.stand_ins.tiny import tiny_pairrm_folder
 from rewards import pairrm, reward_model
 
@@ -71,7 +72,7 @@ def start(name: str, output: Path, **changes: Any) -> Finished:
             trainers.append(self)
 
     module = importlib.import_module(f"recipes.{name}")
-    args = replace(module.ON_CPU, **module.SMOKE)
+    args = smoke_args(module.ON_CPU, module.SMOKE)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.setattr(ppo, "PPOTrainer", Kept)
         module.main(replace(args, output_dir=str(output), **{"learning_rate": RATE, **changes}))
@@ -97,6 +98,20 @@ def reward_folder(finished: Any) -> str:
     return str(finished("ultrafeedback_reward").folder / "adapter")
 
 
+@pytest.fixture(scope="module")
+def whole(finished: Any, reward_folder: str) -> Callable[[str], Finished]:
+    """`whole(name)`: the run of a recipe, UltraFeedback's rewarded by PairRM and WebGPT's by the reward model."""
+
+    def run(name: str) -> Finished:
+        if name == "ultrafeedback_ppo":
+            return finished(name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reward_model, "load_trunk", lambda *_, **__: pytest.fail("a second model was loaded"))
+            return finished(name, reward=reward_folder)
+
+    return run
+
+
 def test_there_are_recipes() -> None:
     assert RECIPES == ["ultrafeedback_ppo", "webgpt_ppo"]
 
@@ -115,8 +130,8 @@ def test_help_is_instant(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs_whole(name: str, finished: Any) -> None:
-    run = finished(name)
+def test_a_recipe_runs_whole(name: str, whole: Any) -> None:
+    run = whole(name)
     files = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
     assert files == {
         *("config.json", "completions.jsonl", "metrics.jsonl", "report.html", "results.json", "seconds.json"),
@@ -135,8 +150,8 @@ def test_a_recipe_runs_whole(name: str, finished: Any) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_update_logs_what_the_report_draws(name: str, finished: Any) -> None:
-    lines = finished(name).metrics
+def test_every_update_logs_what_the_report_draws(name: str, whole: Any) -> None:
+    lines = whole(name).metrics
     assert [(line["phase"], line["step"]) for line in lines] == [("ppo", step) for step in (1, 2, 3)]
     assert all(line.keys() >= FIGURES and None not in line.values() for line in lines)
     assert lines[0]["kl"] == 0 and all(line["kl"] != 0 for line in lines[1:])  # the policy leaves its reference
@@ -144,11 +159,11 @@ def test_every_update_logs_what_the_report_draws(name: str, finished: Any) -> No
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_adapter_that_is_kept_is_the_policy_alone(name: str, finished: Any) -> None:
+def test_the_adapter_that_is_kept_is_the_policy_alone(name: str, whole: Any) -> None:
     import torch
     from safetensors.torch import load_file
 
-    run = finished(name)
+    run = whole(name)
     kept = load_file(run.folder / "adapter" / "adapter_model.safetensors")
     policy = {
         weight_name.replace(".default.", "."): weight
@@ -166,11 +181,10 @@ def rewards_of(records: list[dict[str, Any]]) -> list[float]:
     return [record["reward"] for record in records]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_pairrm_compares_with_the_answer_of_the_dataset(name: str, finished: Any) -> None:
+def test_pairrm_compares_with_the_answer_of_the_dataset(finished: Any) -> None:
     judge = pairrm.load(str(tiny_pairrm_folder()))
     for stage in ("before", "after"):
-        records = finished(name).records(stage)
+        records = finished("ultrafeedback_ppo").records(stage)
         questions, written, gold = ([record[key] for record in records] for key in ("question", "completion", "gold"))
         assert rewards_of(records) == pytest.approx(judge.logits(questions, written, gold), abs=1e-4)
         assert all(record["scores"] == {"pairrm_reward": record["reward"]} for record in records)
@@ -189,12 +203,8 @@ def test_pairrm_compares_with_what_the_model_wrote_before_training(finished: Any
     assert run.metrics[0]["score"] != finished("ultrafeedback_ppo").metrics[0]["score"]
 
 
-def test_a_reward_model_is_an_adapter_of_the_policys_trunk(
-    finished: Any, reward_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(reward_model, "load_trunk", lambda *_, **__: pytest.fail("a second model was loaded"))
-        run = finished("webgpt_ppo", reward=reward_folder)
+def test_a_reward_model_is_an_adapter_of_the_policys_trunk(whole: Any, reward_folder: str) -> None:
+    run = whole("webgpt_ppo")
     assert set(run.trainer.model.peft_config) == {"default", "value", "reward"}
     assert "memory of its own" not in run.printed and run.results["complete"]
 
@@ -258,8 +268,6 @@ def test_a_reward_that_is_none_is_one_sentence(name: str, reward: str, says: str
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_prompts_that_are_all_too_long_are_one_sentence(name: str, tiny: Path, tmp_path: Path) -> None:
-    from recipes.common.cli import explain
-
     with pytest.raises(ValueError, match=r"^no prompt has at most 4 tokens: raise --max-prompt-length$") as refused:
         start(name, tmp_path, model=str(tiny), reward=str(tiny_pairrm_folder()), max_prompt_length=4)
     assert explain(refused.value) == str(refused.value)

@@ -19,8 +19,7 @@ import torch
 from data.preferences import label_weights, unpaired
 from eval.metrics import PREFERENCE
 from eval.pairs import measure_pairs, reward_records
-from recipes.common.model_table import ModelSpec
-from recipes.common.models import resolve
+from recipes.common import models
 from recipes.common.preference import reference_policy, rendered, switch_off_reference
 from recipes.common.run import Run
 from rewards import reward_model
@@ -66,11 +65,6 @@ def rows(pairs: list[tuple[int, int]]) -> Any:
     )
 
 
-@pytest.fixture(scope="module")
-def spec(repeater: Any) -> ModelSpec:
-    return resolve(str(repeater.folder))
-
-
 def trainer(recipe: ModuleType, args: Any, run: Run, model: Any, tokenizer: Any) -> Any:
     import trl
     from trl.experimental import cpo, orpo
@@ -98,13 +92,14 @@ def accuracy(figures: list[dict[str, Any]]) -> float:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_ranks_pairs_it_never_saw(name: str, spec: ModelSpec, tmp_path: Path) -> None:
+def test_a_method_ranks_pairs_it_never_saw(name: str, repeater: Any, tmp_path: Path) -> None:
     recipe_name, changes = METHODS[name]
     recipe = importlib.import_module(f"recipes.{recipe_name}")
-    sizes = {"model": spec.alias, "max_steps": 40, "batch_size": 8, "max_length": 64, "output_dir": str(tmp_path)}
-    args = replace(recipe.ON_CPU, **sizes | changes)
-    run = Run.open(recipe_name, spec, args, correct=PREFERENCE, format=None)
-    model, tokenizer = recipe.load_model(args, spec)
+    places = {"model": str(repeater.folder), "output_dir": str(tmp_path)}
+    args = replace(recipe.ON_CPU, **places | {"max_steps": 40, "batch_size": 8, "max_length": 64} | changes)
+    run = Run.open(recipe_name, args, correct=PREFERENCE, format=None)
+    load = partial(models.load, max_seq_length=64) if name != "reward" else recipe.load_model
+    model, tokenizer = load(args, run.spec)
     held_out = rows(HELD_OUT)
     before: list[dict[str, Any]] | None = None
 
@@ -115,9 +110,14 @@ def test_a_method_ranks_pairs_it_never_saw(name: str, spec: ModelSpec, tmp_path:
             return [record["scores"] for record in reward_records(held_out, chosen, rejected, stage="any")]
         known = before and [{"kind": "greedy", "index": i, "scores": own} for i, own in enumerate(before)]
         return measure_pairs(
-            model, tokenizer, held_out, beta=args.beta, before=known, reference=partial(reference_policy, model),
+            model,
+            tokenizer,
+            held_out,
+            beta=args.beta,
+            before=known,
+            reference=partial(reference_policy, model),
             per_token=recipe_name in ("ultrafeedback_orpo", "ultrafeedback_simpo"),
-        )  # fmt: skip
+        )
 
     before = figures()
     built = trainer(recipe, args, run, model, tokenizer)

@@ -1,4 +1,5 @@
-"""The RAG recipes, sample to report, on the tiny random model: by the rules alone; and as users start them, judged."""
+"""The RAG recipes, sample to report, on the tiny random model: some by the rules alone, some as users start them,
+judged."""
 
 import functools
 import importlib
@@ -13,11 +14,13 @@ from typing import Any, get_args
 
 import pytest
 
-from recipes.common.cli import explain
+from recipes.common.args import JudgeReward
+from recipes.common.cli import explain, smoke_args
 from rewards import rag
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ["freshqa_grpo", "hotpotqa_grpo", "musique_grpo", "triviaqa_grpo"]
+JUDGED, BY_RULES = RECIPES[::2], RECIPES[1::2]  # of each kind, one that is labelled and one that is not
 LABELLED = ["hotpotqa_grpo", "musique_grpo"]  # their sets say which passages the answer rests on
 RULES = {"exact_match_reward", "f1_reward", "tags_reward", "structure_reward", "multiline_reward", "steps_reward"}
 
@@ -57,22 +60,21 @@ def smoked(run_script: Callable[..., str], tmp_path_factory: pytest.TempPathFact
     @functools.cache
     def smoke(name: str) -> Finished:
         output = tmp_path_factory.mktemp(name)
-        asked = get_args(recipe(name).JudgeReward)
-        run = start if name == RECIPES[0] else run_script
-        printed = run(name, "--smoke", "--judge-rewards", *asked, "--output-dir", output)
+        run = start if name == JUDGED[0] else run_script
+        printed = run(name, "--smoke", "--judge-rewards", *get_args(JudgeReward), "--output-dir", output)
         (folder,) = output.glob(f"{name}/*/*")
         return Finished(folder, printed)
 
     return smoke
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", BY_RULES)
 def test_a_recipe_runs_whole_by_the_rules_alone(
     name: str, unsloth: ModuleType, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = recipe(name)
-    args = replace(module.ON_CPU, **module.SMOKE, model=str(tiny), judge="none", output_dir=str(tmp_path))
-    module.main(args)
+    args = smoke_args(module.ON_CPU, module.SMOKE)
+    module.main(replace(args, model=str(tiny), judge="none", output_dir=str(tmp_path)))
     (folder,) = tmp_path.glob(f"{name}/*/*")
     run = Finished(folder, capsys.readouterr().out)
     results = run.results
@@ -90,7 +92,7 @@ def test_a_recipe_runs_whole_by_the_rules_alone(
     assert "f1 0." in run.printed and "Supervision of" in run.printed
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", JUDGED)
 def test_all_judged_rewards_are_asked_and_told_beside_the_rules(name: str, smoked: Any) -> None:
     run = smoked(name)
     judged = {make.__name__ for make in recipe(name).JUDGED}
@@ -112,7 +114,7 @@ def test_right_answers_outweigh_form(name: str) -> None:
     form = sum(rules[f"{part}_reward"] for part in ("tags", "structure", "multiline", "steps"))
     assert module.RULES[rag.exact_match_reward] + module.RULES[rag.f1_reward] > form
     assert sum(module.JUDGED.values()) < rules["exact_match_reward"] + rules["f1_reward"]
-    assert {make.__name__ for make in module.JUDGED} == {f"{name}_reward" for name in get_args(module.JudgeReward)}
+    assert {make.__name__ for make in module.JUDGED} == {f"{name}_reward" for name in get_args(JudgeReward)}
 
 
 @pytest.mark.parametrize(
@@ -122,14 +124,14 @@ def test_a_judge_that_is_not_there_is_refused_before_a_model_is_loaded(
     judge: str, sentence: str, tiny: Path, tmp_path: Path
 ) -> None:
     module = recipe("hotpotqa_grpo")
-    args = replace(module.ON_CPU, **module.SMOKE, model=str(tiny), judge=judge, output_dir=str(tmp_path))
+    args = smoke_args(module.ON_CPU, module.SMOKE)
     with pytest.raises(ValueError, match=r"judge|server") as raised:
-        module.main(args)
+        module.main(replace(args, model=str(tiny), judge=judge, output_dir=str(tmp_path)))
     assert sentence in (explain(raised.value) or "")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", JUDGED)
 def test_smoke(name: str, smoked: Any) -> None:
     """Starts, stops in each phase, resumes and ends."""
     run = smoked(name)

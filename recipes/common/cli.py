@@ -47,9 +47,7 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
         if args.smoke:
             from recipes.common.stand_ins.tiny import tiny_folder
 
-            small = {"source": "sample", "rollouts": "model"} | {name: 8 for name in vars(args) if name[:5] == "eval_"}
-            small = {name: value for name, value in small.items() if hasattr(args, name)} | smoke
-            first = dataclasses.replace(args, model=str(tiny_folder()), **small, max_hours=0.0)
+            first = dataclasses.replace(smoke_args(args, smoke), model=str(tiny_folder()), max_hours=0.0)
             main(first)
             main(dataclasses.replace(first, resume=True))
             main(dataclasses.replace(first, resume=True, max_hours=None))
@@ -62,6 +60,12 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
         if sentence is None:
             raise
         sys.exit(_say(sentence, 2))
+
+
+def smoke_args(args: Any, smoke: dict[str, Any]) -> Any:
+    """`args` with our own rows, eight of them held out, rollouts of the model itself, and `smoke` over it all."""
+    small = {"source": "sample", "rollouts": "model"} | {name: 8 for name in vars(args) if name.startswith("eval_")}
+    return dataclasses.replace(args, **{name: value for name, value in small.items() if name in vars(args)} | smoke)
 
 
 def renamed(words: Iterable[str], fields: Collection[str]) -> str | None:
