@@ -140,27 +140,42 @@ def assert_nothing_looks_finished(output: Path) -> None:
     assert not list(output.rglob("report.html")) and not list(output.rglob("results.json"))
 
 
+def test_a_mistake_ends_the_process(tmp_path: Path) -> None:
+    done = python(RECIPE, "--source", "smaple", "--output-dir", tmp_path / "runs")
+    assert_one_sentence(done.returncode, done.stderr, says="did you mean sample")
+    assert_nothing_looks_finished(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--source", "smaple"], "did you mean sample"),
-        (["--source", "sample", "--model", "smolm2-135m"], "did you mean smollm2-135m"),
-        (["--source", "sample", "--rollouts", "vllm", "--load-in-4bit"], "vLLM|4-bit"),  # refused with and without vLLM
-        (["--source", "sample", "--resume"], "found no run .* start one without --resume"),
+        (["--model", "smolm2-135m"], "did you mean smollm2-135m"),
+        (["--rollouts", "vllm", "--load-in-4bit"], "vLLM|4-bit"),  # refused with and without vLLM
+        (["--resume"], "found no run .* start one without --resume"),
+        (["--warmup-steps", 5], "--warmup-steps is called --sft-steps"),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments: list[str], says: str, tmp_path: Path) -> None:
-    done = python(RECIPE, "--model", "smollm2-135m", *arguments, "--output-dir", tmp_path / "runs")
-    assert_one_sentence(done.returncode, done.stderr, says=says)
+def test_a_mistake_is_one_sentence(
+    arguments: list[Any], says: str, tmp_path: Path, run_script: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_script(
+            *("gsm8k_grpo", "--model", "smollm2-135m", "--source", "sample", "--output-dir", tmp_path / "runs"),
+            *arguments,
+        )
+    assert_one_sentence(end.value.code, capfd.readouterr().err, says=says)
     assert_nothing_looks_finished(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["below a file", "where nothing can be made"])
-def test_an_unwritable_folder_is_one_sentence(place: str, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_one_sentence(
+    place: str, tmp_path: Path, run_script: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     output = {"below a file": tmp_path / "file" / "runs", "where nothing can be made": Path("/proc/runs")}[place]
-    done = python(RECIPE, "--source", "sample", "--model", "smollm2-135m", "--output-dir", output)
-    assert_one_sentence(done.returncode, done.stderr, says="cannot write .* name another --output-dir")
+    with pytest.raises(SystemExit) as end:
+        run_script("gsm8k_grpo", "--source", "sample", "--model", "smollm2-135m", "--output-dir", output)
+    assert_one_sentence(end.value.code, capfd.readouterr().err, says="cannot write .* name another --output-dir")
 
 
 def test_a_full_disk_is_one_sentence(

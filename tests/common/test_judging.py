@@ -98,8 +98,8 @@ def test_the_budget_is_that_of_the_comparison(capsys: pytest.CaptureFixture) -> 
     with serve(knows) as address:
         prefer = judging.comparer(Args(compare_with=address, judge_max_calls=2))
         assert prefer is not None and prefer(["?"], ["a"], ["The Nile"]) == [0.0]
-        assert prefer(["another"], ["a"], ["The Nile"]) == [0.5]
-    assert "1 of 1 pairs lack a verdict" in capsys.readouterr().out
+        assert prefer(["another"], ["a"], ["The Nile"]) == [None]
+    assert "1 of 1 pairs lack a verdict and are left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("smoke", [False, True])

@@ -1,6 +1,6 @@
 """What preference recipes share: the reference, what is checked and watched, and pairs as text."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,13 @@ def tokenizer(tiny: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked(AuditArgs):
+    """Of a preference recipe's flags, those that are read here."""
+
+    start_from: str | None = None
+
+
 def pair(question: str, chosen: str = "It is four.", rejected: str = "It is five, as far as I know.") -> dict[str, Any]:
     return {
         "prompt": [{"role": "user", "content": question}],
@@ -57,7 +64,7 @@ def pair(question: str, chosen: str = "It is four.", rejected: str = "It is five
     }
 
 
-CHECKED: Any = AuditArgs()  # of a recipe's flags, what is read here
+CHECKED = Checked()
 PAIRS = [pair("What is two and two?"), pair("And what is that, when it is not known to everybody?"), pair("Well?")]
 
 
@@ -102,9 +109,20 @@ def test_a_run_is_watched_once(own_kl: bool, preference_trainer: Any, tokenizer:
 
     trainer = preference_trainer("dpo", tokenizer, PAIRS)
     before = {type(callback).__name__ for callback in trainer.callback_handler.callbacks}
-    check_and_watch(CHECKED, trainer, None if own_kl else Dataset.from_list(PAIRS), remedy="less of it")
+    held_out = None if own_kl else Dataset.from_list(PAIRS)
+    assert check_and_watch(CHECKED, trainer, held_out, remedy="less of it") is trainer
     added = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
     assert [name for name in added if name not in before] == ["LikelihoodWatch", "KLProbe"][: 2 - own_kl]
+
+
+@pytest.mark.parametrize("start", [None, "runs/sft/adapter"])
+def test_the_reference_is_what_training_starts_from(start: str | None, preference_trainer: Any, tokenizer: Any) -> None:
+    trainer = preference_trainer("dpo", tokenizer, PAIRS)
+    check_and_watch(replace(CHECKED, start_from=start), trainer, None, remedy="less of it")
+    assert set(trainer.model.peft_config) == ({"default", "ref"} if start else {"default"})
+    without = preference_trainer("orpo", tokenizer, rendered(rows(PAIRS), tokenizer, 256).to_list())
+    check_and_watch(CHECKED, without, None, remedy="less of it")  # has no reference to switch off
+    assert set(without.model.peft_config) == {"default"}
 
 
 def test_the_rows_are_checked_first(preference_trainer: Any, tokenizer: Any, capsys: pytest.CaptureFixture) -> None:
@@ -186,7 +204,7 @@ def test_prompts_that_fill_the_limit_are_left_out_and_counted(
     assert len(rendered(rows(PAIRS), tokenizer, lengths[1] + 1)) == 3
     assert "left out" not in capsys.readouterr().out
     kept = rendered(rows(PAIRS), tokenizer, lengths[0] + 1)
-    assert f"1 of 3 pairs are left out: their prompt alone fills {lengths[0] + 1} tokens\n" in capsys.readouterr().out
+    assert f"1 of 3 prompts are left out: longer than {lengths[0]} tokens\n" in capsys.readouterr().out
     assert ["two and two" in row["prompt"] for row in kept] == [True, False]
     # One token is room enough: the trainer divides by the number of them.
     trainer = preference_trainer("orpo", tokenizer, kept.to_list(), max_length=lengths[0] + 1)

@@ -370,8 +370,8 @@ def test_a_stage_of_a_model_that_trains_on_is_evaluated_again(tmp_path: Path) ->
     resumed = open_run(tmp_path, resume=True)
     resumed.stage("before", never)
     assert resumed.length_quantile(1.0) == 17  # of "before": the later stage is none of this story yet
-    resumed.train(ScriptedTrainer(resumed))
-    assert resumed.stage("after", lambda stage: records(stage, 6))["accuracy"] == 0.75
+    resumed.train(ScriptedTrainer(resumed), then=lambda stage: records(stage, 6))
+    assert resumed.stages["after"] == records("after", 6)
     again = open_run(tmp_path, resume=True)
     again.stage("before", never)
     assert again.stage("after", never)["accuracy"] == 0.75
@@ -398,7 +398,8 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> N
 
     resumed = open_run(tmp_path, resume=True)
     trainer = ScriptedTrainer(resumed)
-    assert resumed.train(trainer)
+    resumed.train(trainer, then=lambda stage: records(stage, 2))
+    assert resumed.training.steps == {"grpo": (4, 4)}
     assert trainer.began_from == str(run.training.checkpoints("grpo") / "checkpoint-2")
     assert [(line["phase"], line["step"]) for line in resumed.training.metrics()] == [
         *(("warm start", step) for step in (1, 2)),
@@ -406,18 +407,31 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> N
     ]
 
 
-def test_training_that_stopped_early_is_not_done(tmp_path: Path) -> None:
+def test_what_was_trained_is_saved_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However far training came: the numbers are of that model."""
     run = open_run(tmp_path)
-    assert not run.train(ScriptedTrainer(run, stop_at=3))
-    assert run.training.steps == {"grpo": (3, 4)}
+    run.train(ScriptedTrainer(run, stop_at=3), then=lambda stage: records(stage, 2))
+    assert run.training.steps == {"grpo": (3, 4)} and [*run.stages] == ["after"]
+    assert {path.name for path in (run.folder / "adapter").iterdir()} == {"adapter_model.safetensors", "tokenizer.json"}
+    assert "Out of time at step 3 of 4 (grpo); the same command with --resume goes on." in capsys.readouterr().out
 
 
-def test_what_was_trained_is_saved(tmp_path: Path) -> None:
+def test_after_a_whole_warm_start_the_story_goes_on(tmp_path: Path) -> None:
     run = open_run(tmp_path)
-    assert run.train(ScriptedTrainer(run)) and run.train(ScriptedTrainer(run), save_as="draft")
-    for folder in ("adapter", "draft"):
-        found = {path.name for path in (run.folder / folder).iterdir()}
-        assert found == {"adapter_model.safetensors", "tokenizer.json"}
+    assert run.warm_up(ScriptedTrainer(run)) and not run.cut_short
+    assert (run.folder / "warm_start" / "adapter_model.safetensors").exists()
+    run.train(ScriptedTrainer(run), then=lambda stage: records(stage, 2))
+    assert run.finish() is not None
+
+
+def test_a_session_that_ends_in_the_warm_start_does_nothing_more(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    run.stage("before", lambda stage: records(stage, 1))
+    assert not run.warm_up(ScriptedTrainer(run, stop_at=3))
+    run.train(ScriptedTrainer(run), then=lambda stage: never(stage))
+    assert run.finish() is None and [*run.stages] == ["before"]
+    left = {path.name for path in run.folder.iterdir()}
+    assert left == {"config.json", "completions.jsonl", "metrics.jsonl", "seconds.json"}
 
 
 # The end
@@ -426,9 +440,8 @@ def test_what_was_trained_is_saved(tmp_path: Path) -> None:
 def finished(run: Run, *, made: int = 4) -> dict[str, Any]:
     run.stage("before", lambda stage: records(stage, 1))
     run.stage("warm start", lambda stage: records(stage, 3))
-    run.train(ScriptedTrainer(run, stop_at=made))
+    run.train(ScriptedTrainer(run, stop_at=made), then=lambda stage: records(stage, 8))
     save_checkpoint(run, made)
-    run.stage("after", lambda stage: records(stage, 8))
     return run.finish()
 
 
@@ -458,8 +471,7 @@ def test_results_have_the_stable_keys(tmp_path: Path) -> None:
 def test_results_of_supervised_training_name_what_they_compare(tmp_path: Path) -> None:
     run = Run.open("toy_sft", Args(output_dir=str(tmp_path)), correct="choice_reward", format=None)
     run.stage("before", lambda stage: supervised(stage, 1, 8.0))
-    run.train(ScriptedTrainer(run))
-    run.stage("after", lambda stage: supervised(stage, 8, 4.0))
+    run.train(ScriptedTrainer(run), then=lambda stage: supervised(stage, 8, 4.0))
     results = run.finish()
     assert (results["correct"], results["format"]) == ("choice_reward", None)
     assert results["paired"] == {
@@ -473,8 +485,7 @@ def test_results_of_supervised_training_name_what_they_compare(tmp_path: Path) -
 def test_where_no_answer_is_right_the_loss_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run.open("toy_sft", Args(output_dir=str(tmp_path)), correct=None, format=None)
     run.stage("before", lambda stage: supervised(stage, 0, 8.0))
-    run.train(ScriptedTrainer(run, weights="weights"))
-    run.stage("after", lambda stage: supervised(stage, 0, 4.0))
+    run.train(ScriptedTrainer(run, weights="weights"), then=lambda stage: supervised(stage, 0, 4.0))
     results = run.finish()
     assert results["paired"] == {
         **{"from": "before", "to": "after", "n": 8, "measure": "loss"},
@@ -490,8 +501,7 @@ def test_where_there_is_no_loss_either_the_reward_is_compared(
 ) -> None:
     run = Run.open("toy_ppo", Args(output_dir=str(tmp_path)), correct=None, format=None)
     run.stage("before", lambda stage: rewarded(stage, -2.5))
-    run.train(ScriptedTrainer(run))
-    run.stage("after", lambda stage: rewarded(stage, 0.5))
+    run.train(ScriptedTrainer(run), then=lambda stage: rewarded(stage, 0.5))
     results = run.finish()
     assert results["paired"] == {
         **{"from": "before", "to": "after", "n": 8, "measure": "sampled_reward"},
@@ -522,8 +532,7 @@ def test_results_tell_the_size_and_the_speed_of_training(tmp_path: Path) -> None
     layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2, bias=False))
     layers[0].requires_grad_(False)
     trainer.model.parameters = layers.parameters
-    run.train(trainer)
-    run.stage("after", lambda stage: records(stage, 2))
+    run.train(trainer, then=lambda stage: records(stage, 2))
     assert run.finish()["training"] == {
         "trainable_parameters": 8,
         "parameters": 24,
@@ -555,8 +564,7 @@ def test_results_are_written_last(document: str, tmp_path: Path, monkeypatch: py
 def test_a_run_without_a_warm_start_has_one_comparison(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     run.stage("before", lambda stage: records(stage, 1))
-    run.train(ScriptedTrainer(run))
-    run.stage("after", lambda stage: records(stage, 2))
+    run.train(ScriptedTrainer(run), then=lambda stage: records(stage, 2))
     (pair,) = run.finish()["comparisons"]
     assert (pair["from"], pair["to"]) == ("before", "after")
 
@@ -594,8 +602,9 @@ def test_a_story_without_training_is_resumed(tmp_path: Path) -> None:
 def test_one_stage_is_compared_with_nothing(trained: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = open_run(tmp_path, args=Args if trained else Untrained)
     if trained:
-        run.train(ScriptedTrainer(run))
-    run.stage("after", lambda stage: records(stage, 2))
+        run.train(ScriptedTrainer(run), then=lambda stage: records(stage, 2))
+    else:
+        run.stage("few-shot", lambda stage: records(stage, 2))
     results = run.finish()
     assert (results["n"], results["paired"], results["comparisons"]) == (8, None, [])
     assert results["complete"] is True and (run.folder / "report.html").exists()
@@ -633,8 +642,7 @@ def test_a_guard_has_a_say(answered: int, found: str, tmp_path: Path, capsys: py
         "accuracy 0.0% (95 % CI 0.0% to 32.4%), answered 100.0% (95 % CI 67.6% to 100.0%) of 8"
         in capsys.readouterr().out
     )
-    run.train(ScriptedTrainer(run))
-    run.stage("after", lambda stage: guarded(stage, 8, answered))
+    run.train(ScriptedTrainer(run), then=lambda stage: guarded(stage, 8, answered))
     results = run.finish()
     assert results["guard"] == "answered" and results["comparisons"][0]["guard"]["delta"] == (answered - 8) / 8
     assert [stage["guard_n"] for stage in results["stages"]] == [8, 8]

@@ -46,7 +46,6 @@ def test_settings_follow_the_phase(tmp_path: Path) -> None:
         ({}, {"max_steps": 4, "num_train_epochs": 1, "report_to": "none", "save_steps": 0.1}),
         ({"max_steps": 7}, {"max_steps": 7}),
         ({"num_train_epochs": 2.5}, {"max_steps": -1, "num_train_epochs": 2.5}),  # transformers: -1 lets epochs decide
-        ({"lr_scheduler_type": "cosine", "weight_decay": 0.3}, {"lr_scheduler_type": "cosine", "weight_decay": 0.3}),
         ({"save_steps": 25.0, "report_to": "trackio"}, {"save_steps": 25.0, "report_to": "trackio"}),
         ({"run_name": "third try"}, {"run_name": "third try"}),
     ],
