@@ -220,7 +220,7 @@ def _shape_from_config(config: dict[str, Any]) -> Shape | None:
         intermediate=config["intermediate_size"],
         vocab=config["vocab_size"],
         # save_pretrained leaves out what is the class's default, and for Gemma that is True.
-        tied_embeddings=config.get("tie_word_embeddings", gemma),
+        tied=config.get("tie_word_embeddings", gemma),
         qkv_bias=kind == "qwen2",
         qk_norm=gemma or kind == "qwen3",
         norms_per_layer=4 if gemma else 2,

@@ -276,16 +276,7 @@ def test_repair_refuses_a_token_that_is_not_in_the_vocabulary(tokenizer):
 
 
 def test_shape_without_options_is_a_plain_llama():
-    shape = Shape(
-        layers=1,
-        hidden=4,
-        heads=2,
-        kv_heads=1,
-        head_dim=2,
-        intermediate=8,
-        vocab=10,
-        tied_embeddings=False,
-    )
+    shape = Shape(layers=1, hidden=4, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocab=10)
     spec = ModelSpec(alias="nano", hub_id="nano", shape=shape)
     # q 16 + k 8 + v 8 + o 16 + 3 x 32 = 144; norms 3 x 4; embeddings 2 x 40
     assert spec.parameter_count() == 144 + 12 + 80
