@@ -186,6 +186,18 @@ def first(rows: list[Row], limit: int | None, where: str) -> list[Row]:
     return rows[:limit]
 
 
+def write_samples(files: dict[str, list[Row]]) -> None:
+    """Rewrites `data/samples/<name>.jsonl` for every name; a reader sees the old file or the new one, never half."""
+    SAMPLES.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        path = SAMPLES / f"{name}.jsonl"
+        unfinished = path.with_suffix(".unfinished")
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        unfinished.write_text("".join(lines), encoding="utf-8", newline="\n")
+        os.replace(unfinished, path)
+        print(f"{path.name}: {len(rows)} rows")
+
+
 def field(row: Row, path: str, kind: type[T]) -> T:
     """The value of `row` at `path`, such as "answer.value", of type str, int, list or dict.
 
