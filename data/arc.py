@@ -10,7 +10,9 @@ CC BY-SA 4.0; 1,119 train, 299 validation and 1,172 test rows. A raw row:
 Quirks: some rows label their options 1 to 4 instead of A to D, and some have three or five options. Of the train
 rows, one question stands there twice, with the same options.
 
-`load` emits `prompt`, `completion` (the letter alone), `question`, `answer` (the letter, "A" to "E") and `options`.
+`load` emits `prompt` (a user message: question, lettered options, instruction), `completion` (an assistant message: the
+letter), `question`, `answer` (that letter, "A" to "E") and `options`, in their order. The sample has 64 train and 32
+test questions.
 """
 
 from typing import TYPE_CHECKING
@@ -32,20 +34,7 @@ ARC = Spec(
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The questions of one split, in their original order.
-
-    Args:
-        split: "train" or "test".
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub", "sample" (64 train and 32 test questions), a file or a folder; see `data.source.read`.
-
-    Returns:
-        Columns `prompt` (a user message: question, lettered options, instruction), `completion` (an assistant
-        message: the letter), `question`, `answer` (that letter) and `options`, two to five, in their order.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The questions of one split, in their original order; arguments and errors as in `data.source.read`."""
     return read(ARC, _parse_row, split, limit=limit, source=source)
 
 

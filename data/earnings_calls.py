@@ -16,14 +16,17 @@ of the time the one extracted. As a whole, such an answer is a sentence that nam
 `rewards.qa.figure_reward` refuses in seven of eight rows, so that the completion is the figure alone. The set is
 divided here by a hash of the ticker: no company is trained on and tested.
 
-`load` emits `prompt` (without passages: see `data.prompts.add_passages`), `completion`, `question`, `answer`, `value`,
-`ticker`, `quarter` and `passages`.
+`load` emits `prompt` (a user message, without passages: see `data.prompts.add_passages`), `completion` (an assistant
+message: the value, or the answer where there is no value), `question`, `answer` (the whole answer), `value` (text that
+`rewards.qa.figure_reward` reads, "$48 million"; "" where the answer states no figure or several), `ticker`, `quarter`
+("2021-Q2", "" where the row has none) and `passages` of the transcript, those that share most with the question first.
+The sample has 33 train and 15 test questions about companies that do not exist.
 """
 
 import re
 from typing import TYPE_CHECKING
 
-from data.passages import best_first, cut
+from data.passages import PASSAGE_CHARACTERS, best_first, cut
 from data.prompts import answer_messages, earnings_messages
 from data.source import LeftOut, Row, Spec, Split, read, text
 from rewards.qa import extract_figure
@@ -34,15 +37,12 @@ if TYPE_CHECKING:
 EARNINGS_CALLS = Spec(
     name="Earnings calls",
     hub_id="lamini/earnings-calls-qa",
-    hub_config=None,
-    hub_revision=None,
     hub_test="train",
     streamed=True,
     raw_row='{"ticker": "...", "q": "2021-Q2", "transcript": "...", "question": "...", "answer": "..."}',
     unique_by=("ticker", "quarter", "question"),
     split_by="ticker",
 )
-PASSAGE_CHARACTERS = 400  # 75 tokens on average in SmolLM2's vocabulary, so that a budget of 512 holds about six
 
 # The number with what belongs to it, as `rewards.qa.extract_figure` reads it. Not "Q3", "2020-Q4", "5G", "fiscal '21".
 _FIGURE = re.compile(
@@ -65,24 +65,7 @@ _NOT_TOLD = re.compile(
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The questions of one split, in their original order.
-
-    Args:
-        split: "train" or "test", nine and one tenth of the companies.
-        limit: how many, from the first; at least 1, None for all, which the hub's set is too large for. If there
-            are fewer, all: a line says so.
-        source: "hub", "sample" (33 train and 15 test questions about companies that do not exist), a file or a
-            folder; see `data.source.read`.
-
-    Returns:
-        Columns `prompt` (a user message), `completion` (an assistant message: the value, or the answer where there
-        is no value), `question`, `answer` (the whole answer), `value` (text that `rewards.qa.figure_reward` reads,
-        "$48 million"; "" where the answer states no figure or several), `ticker`, `quarter` ("2021-Q2", "" where
-        the row has none) and `passages` of the transcript, those that share most with the question first.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The questions of one split, in their original order; arguments and errors as in `data.source.read`."""
     if source == "hub" and limit is None:
         raise ValueError(
             f"all of {EARNINGS_CALLS.hub_id} is 3.9 GB and about 860,000 rows: pass a limit, such as 2,000"

@@ -10,15 +10,16 @@ Quirks: rows with an empty turn have been reported, and any that are left are le
 human and gpt turns do not alternate, which chat templates refuse. The answers come from a language model, are long
 and were not checked by anyone. The one split is divided here by a hash of the first human turn.
 
-`load` emits `prompt` (every turn before the last from gpt), `completion` (that turn), `question` (the human turn
-before it), `answer` (its text) and `opening` (the first human turn).
+`load` emits `prompt` (every turn before the last from gpt, in some rows a system message first), `completion` (that
+turn), `question` (the human turn before it), `answer` (its text) and `opening` (the first human turn). The sample has
+32 train and 16 test conversations.
 """
 
 from itertools import cycle
 from typing import TYPE_CHECKING
 
 from data.prompts import answer_messages
-from data.source import BadRow, LeftOut, Row, Spec, Split, field, read
+from data.source import BadRow, LeftOut, Row, Spec, Split, field, items, read
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 EVOLKIT = Spec(
     name="EvolKit",
     hub_id="arcee-ai/EvolKit-75K",
-    hub_config=None,
-    hub_revision=None,
     hub_test="train",
     raw_row='{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
     unique_by=("opening", "question"),
@@ -37,28 +36,14 @@ ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The conversations of one split, in their original order.
-
-    Args:
-        split: "train" or "test", nine and one tenth of the opening questions.
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub", "sample" (32 train and 16 test conversations), a file or a folder; see `data.source.read`.
-
-    Returns:
-        Columns `prompt` (messages, the last from the user, the first from the system in some rows), `completion` (an
-        assistant message), `question`, `answer` and `opening`.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The conversations of one split, in their original order; arguments and errors as in `data.source.read`."""
     return read(EVOLKIT, _parse_row, split, limit=limit, source=source)
 
 
 def _parse_row(raw: Row) -> Row:
     messages = []
-    for index, turn in enumerate(field(raw, "conversations", list)):
-        place = f"conversations[{index}]"
-        speaker, content = (field({place: turn}, f"{place}.{key}", str).strip() for key in ("from", "value"))
+    for place in items(raw, "conversations"):
+        speaker, content = (field(raw, f"{place}.{key}", str).strip() for key in ("from", "value"))
         if speaker not in ROLES:
             raise BadRow(f"has {speaker[:60]!r} as its '{place}.from', which is none of {', '.join(ROLES)}")
         messages.append({"role": ROLES[speaker], "content": content})

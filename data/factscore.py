@@ -13,15 +13,16 @@ first that has the title, else the first that mentions the topic. Where no passa
 fields of `ctxs` were never confirmed: objects with `title` and `text` are read, and plain strings. The one split is
 divided here by a hash of the topic.
 
-`load` emits `prompt` (without passages: see `data.prompts.add_passages`), `completion`, `question`, `answer` (the
-sentences), `aliases` (the answer alone), `topic` and `passages`.
+`load` emits `prompt` (a user message, without passages: see `data.prompts.add_passages`), `completion`, `question` (the
+text of the prompt), `answer` (the sentences), `aliases` (the answer alone), `topic` and `passages`, "title: text", the
+one that holds the answer first. The sample has 32 train and 16 test people, none of whom exists.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from data.passages import is_whole, sentences
 from data.prompts import answer_messages, biography_messages
-from data.source import LeftOut, Row, Spec, Split, field, read, text
+from data.source import LeftOut, Row, Spec, Split, field, items, read, text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 FACTSCORE = Spec(
     name="FactScore",
     hub_id="awinml/factscore_unlabelled_alpaca_13b_retrieval",
-    hub_config=None,
-    hub_revision=None,
     hub_test="train",
     raw_row='{"topic": "...", "ctxs": [{"title": "...", "text": "..."}]}',
     unique_by=("topic",),
@@ -45,21 +44,7 @@ class Passage(NamedTuple):
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The people of one split, in their original order.
-
-    Args:
-        split: "train" or "test", nine and one tenth of the people.
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub", "sample" (32 train and 16 test people, none of whom exists), a file or a folder; see
-            `data.source.read`.
-
-    Returns:
-        Columns `prompt` (a user message), `completion` (an assistant message: the answer), `question` (the text of
-        the prompt), `answer`, `aliases`, `topic` and `passages`, "title: text", the one that holds the answer first.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The people of one split, in their original order; arguments and errors as in `data.source.read`."""
     return read(FACTSCORE, _parse_row, split, limit=limit, source=source)
 
 
@@ -103,11 +88,9 @@ def _parse_row(raw: Row) -> Row:
 
 def _passages(raw: Row) -> list[Passage]:
     passages = []
-    for index, item in enumerate(field(raw, "ctxs", list)):
-        place = f"ctxs[{index}]"
+    for place, item in items(raw, "ctxs").items():
         if isinstance(item, str):
-            passages.append(Passage("", field({place: item}, place, str).strip()))
+            passages.append(Passage("", field(raw, place, str).strip()))
         else:
-            title, body = (field({place: item}, f"{place}.{key}", str).strip() for key in ("title", "text"))
-            passages.append(Passage(title, body))
+            passages.append(Passage(*(field(raw, f"{place}.{key}", str).strip() for key in ("title", "text"))))
     return passages

@@ -16,8 +16,11 @@ DEV is our train split, TEST our test; a file with only one of them is divided b
 3. Spreadsheets and encodings did damage: in the DEV sheet of November 2023, 5 of 100 rows have their dates as
    "10-Feb-24", 5 broken characters ("San Jos鑼" for San José), and one a web address among its answers.
 
-`load` emits `prompt` (without passages: see `data.prompts.add_passages`), `question`, `answer`, `aliases`,
-`false_premise`, `num_hops`, `fact_type`, `passages` and `supporting`.
+`load` emits `prompt` (a system and a user message, without passages: see `data.prompts.add_passages`), `question`,
+`answer`, `aliases` (all valid answers, the first one first), `false_premise` (bool), `num_hops` ("one-hop" or
+"multi-hop"), `fact_type` ("never-changing", "slow-changing" or "fast-changing"), `passages` (at most `MAX_PASSAGES`
+that share a word with the question, best first by BM25; perhaps none) and `supporting` (False for each: there are no
+labels). The sample has 64 train and 32 test questions, 16 and 8 of them with a false premise.
 """
 
 import os
@@ -25,9 +28,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.passages import bm25_scores, cut, titled
+from data.passages import MAX_PASSAGES, PASSAGE_CHARACTERS, bm25_scores, cut, titled
 from data.prompts import rag_messages
-from data.source import SAMPLES, BadRow, LeftOut, Row, Spec, Split, field, read, text
+from data.source import SAMPLES, BadRow, LeftOut, Row, Spec, Split, field, items, read, text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
 FRESHQA = Spec(
     name="FreshQA",
     hub_id="",
-    hub_config=None,
-    hub_revision=None,
     raw_row='{"split": "DEV", "question": "...", "false_premise": "FALSE", "num_hops": "one-hop", '
     '"fact_type": "slow-changing", "answer_0": "..."}',
     split_names={"train": "DEV", "test": "TEST"},
@@ -51,34 +52,22 @@ SEALQA = Spec(
     without_hub="pass --passages FOLDER",
 )
 TEXT_FILES = (".txt", ".md")
-PASSAGE_CHARACTERS = 400  # 75 tokens on average in SmolLM2's vocabulary, so that a budget of 512 holds about six
-MAX_PASSAGES = 20  # of one question
 
 
 def load(
     split: Split, *, limit: int | None = None, source: str = "hub", passages: str | None = None, as_of: str = ""
 ) -> "Dataset":
-    """The questions of one split, in their original order.
+    """The questions of one split, in their original order; the rest as in `data.source.read`.
 
     Args:
         split: "train" (DEV) or "test" (TEST).
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: the sheet as a file, a folder, or "sample" (64 train and 32 test questions, 16 and 8 of them with a
-            false premise); see `data.source.read`. "hub" is refused.
+        limit: how many, from the first; None for all.
+        source: the sheet as a file, a folder, or "sample". "hub" is refused.
         passages: where evidence is looked up: a folder of UTF-8 `.txt` and `.md` files, those in folders below
             included, or "sealqa", the documents that the SealQA set (Pham et al. 2025, arXiv:2506.01062) has for its
             own questions, never loaded here. None: nowhere, so that all is asked closed-book; but "sample" brings a
             folder of its own.
         as_of: the day for which the answers hold, "March 4, 2024"; it stands in the prompt unless it is "".
-
-    Returns:
-        Columns `prompt` (a system and a user message), `question`, `answer`, `aliases` (all valid answers, the first
-        one first), `false_premise` (bool), `num_hops` ("one-hop" or "multi-hop"), `fact_type` ("never-changing",
-        "slow-changing" or "fast-changing"), `passages` (at most `MAX_PASSAGES` that share a word with the question,
-        best first by BM25; perhaps none) and `supporting` (False for each passage: there are no labels).
-
-    Raises:
-        ValueError: unusable row, file, source, folder or limit, in one sentence that says where and what to do.
     """
     if source == "hub":
         raise ValueError(
@@ -166,12 +155,11 @@ def _sealqa() -> list[str]:
 def _documents(raw: Row) -> Row:
     passages = []
     for column in ("12_docs", "20_docs", "30_docs"):
-        for number, item in enumerate(field(raw, column, list)):
-            place = f"{column}[{number}]"
+        for place, item in items(raw, column).items():
             title, body = "", item
             if not isinstance(item, str):
-                values = field({place: item}, place, dict)
-                title = "" if values.get("title") is None else field({place: item}, f"{place}.title", str)
-                body = "" if values.get("text") is None else field({place: item}, f"{place}.text", str)
+                own = field(raw, place, dict)
+                title = "" if own.get("title") is None else field(raw, f"{place}.title", str)
+                body = "" if own.get("text") is None else field(raw, f"{place}.text", str)
             passages += [titled(title, passage) for passage in cut(body, PASSAGE_CHARACTERS)]
     return {"question": text(raw, "question"), "passages": passages}

@@ -12,8 +12,9 @@ Quirks: 79 train and 14 test golds have a thousands comma ("1,080") and 3 and 2 
 and string equality both misjudge them. `<<48/2=24>>` calls a calculator that no model has here; 95 train and
 18 test rows hold none.
 
-`load` emits `prompt`, `question`, `answer` (the gold as written after "####") and `solution` (the steps
-before it, without calculator calls); `worked_examples` emits `prompt` and `completion`.
+`load` emits `prompt` (a system and a user message), `question`, `answer` (the gold as written after "####") and
+`solution` (the steps before it, without calculator calls; "" where there are none); `worked_examples` emits `prompt`
+and `completion`. The sample has 800 train and 200 test problems, which `data.gsm8k_sample` wrote.
 """
 
 import re
@@ -39,22 +40,7 @@ _CALCULATOR_CALL = re.compile(r"<<[^<>\n]*>>")
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The problems of one split, in their original order.
-
-    Args:
-        split: "train" or "test".
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub"; "sample", the 800 train and 200 test problems that ship with this repository; a
-            `.jsonl` or `.parquet` file in the raw schema, one tenth of which is kept for test by a hash of the
-            question; or a folder with one such file for each split, `train.*` and `test.*`.
-
-    Returns:
-        Columns `prompt` (a system and a user message), `question`, `answer` and `solution`, "" where a row
-        has no steps. Rows that repeat an earlier question are left out, and their number is printed.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The problems of one split, in their original order; arguments and errors as in `data.source.read`."""
     return read(GSM8K, _parse_row, split, limit=limit, source=source)
 
 

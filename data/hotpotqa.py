@@ -15,8 +15,10 @@ sentence brings its own leading space. The sentence numbers are not read: credit
 paragraphs are 1,494 tokens on average in SmolLM2's vocabulary (60 rows). Of the supporting ones, 78 % fit into 512
 tokens, 94 % into 1,024 and 99 % into 2,048; both do in 58, 88 and 98 % of the rows.
 
-`load` emits `prompt` (without passages: see `data.prompts.add_passages`), `question`, `answer`, `aliases` (the answer
-alone), `passages` and `supporting`.
+`load` emits `prompt` (a system and a user message, without passages: see `data.prompts.add_passages`), `question`,
+`answer`, `aliases` (the answer alone), `passages` ("Title\\ntext", best first by BM25 on the question) and `supporting`
+(for each passage, whether the answer rests on it). Rows that miss a supporting paragraph are left out. The sample has
+256 train and 64 test questions about people and places that do not exist.
 """
 
 import html
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from data.evidence import rag_row
 from data.passages import titled
-from data.source import BadRow, LeftOut, Row, Spec, Split, field, read, text
+from data.source import BadRow, LeftOut, Row, Spec, Split, items, read, strings, text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,43 +44,18 @@ HOTPOTQA = Spec(
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The questions of one split, in their original order.
-
-    Args:
-        split: "train" or "test", which is the hub's validation split.
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub", "sample" (256 train and 64 test questions about people and places that do not exist), a file
-            or a folder; see `data.source.read`.
-
-    Returns:
-        Columns `prompt` (a system and a user message), `question`, `answer`, `aliases` (the answer alone),
-        `passages` ("Title\\ntext", best first by BM25 on the question) and `supporting` (for each passage, whether
-        the answer rests on it). Rows that miss a supporting paragraph are left out, and their number is printed.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The questions of one split, in their original order; arguments and errors as in `data.source.read`."""
     return read(HOTPOTQA, _parse_row, split, limit=limit, source=source)
 
 
 def _parse_row(raw: Row) -> Row:
     question, answer = text(raw, "question"), text(raw, "answer")
-    gold = set(_strings(raw, "supporting_facts.title"))
-    titles, paragraphs = _strings(raw, "context.title"), field(raw, "context.sentences", list)
+    gold, titles = {*strings(raw, "supporting_facts.title")}, strings(raw, "context.title")
+    paragraphs = ["".join(strings(raw, place)) for place in items(raw, "context.sentences")]
     if len(titles) != len(paragraphs):
         raise BadRow(f"has {len(titles)} titles and {len(paragraphs)} paragraphs in its context")
-    texts = []
-    for index, own in enumerate(paragraphs):
-        texts.append("".join(_strings({"context": {f"sentences[{index}]": own}}, f"context.sentences[{index}]")))
-    kept = [(title, body) for title, body in zip(titles, texts, strict=True) if body.strip()]
+    kept = [(title, body) for title, body in zip(titles, paragraphs, strict=True) if body.strip()]
     if not gold or not gold <= {title for title, _ in kept}:
         raise LeftOut("miss a supporting paragraph")
     passages = [titled(html.unescape(title), body) for title, body in kept]
     return rag_row(question, [answer], passages, [title in gold for title, _ in kept])
-
-
-def _strings(row: Row, path: str) -> list[str]:
-    """The strings of the list at `path`, "a.b", as they stand: a sentence may be empty."""
-    parent, _, name = path.partition(".")
-    items = enumerate(field(row, path, list))
-    return [field({parent: {f"{name}[{index}]": item}}, f"{path}[{index}]", str) for index, item in items]

@@ -16,15 +16,17 @@ Quirks: our test split is the hub's validation, since test golds are secret. Sev
 same title. MuSiQue-Full asks every question a second time over paragraphs that do not answer it (`answerable` is
 false): those rows are left out. The decomposition is not read.
 
-`load` emits `prompt` (without passages: see `data.prompts.add_passages`), `question`, `answer`, `aliases`, `passages`
-and `supporting`.
+`load` emits `prompt` (a system and a user message, without passages: see `data.prompts.add_passages`), `question`,
+`answer`, `aliases` (the answer, then the others, each once), `passages` ("Title\\ntext", best first by BM25 on the
+question) and `supporting` (for each passage, whether the answer rests on it). The sample has 256 train and 64 test
+questions about people and places that do not exist.
 """
 
 from typing import TYPE_CHECKING
 
 from data.evidence import rag_row
 from data.passages import titled
-from data.source import BadRow, LeftOut, Row, Spec, Split, field, read, text, texts
+from data.source import BadRow, LeftOut, Row, Spec, Split, field, items, read, text, texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 MUSIQUE = Spec(
     name="MuSiQue",
     hub_id="dgslibisey/MuSiQue",
-    hub_config=None,
-    hub_revision=None,
     hub_test="validation",
     streamed=True,
     raw_row='{"question": "...", "answer": "...", "answer_aliases": ["..."], '
@@ -42,22 +42,7 @@ MUSIQUE = Spec(
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The questions of one split, in their original order.
-
-    Args:
-        split: "train" or "test", which is the hub's validation split.
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub", "sample" (256 train and 64 test questions about people and places that do not exist), a file
-            or a folder; see `data.source.read`.
-
-    Returns:
-        Columns `prompt` (a system and a user message), `question`, `answer`, `aliases` (the answer, then the others,
-        each once), `passages` ("Title\\ntext", best first by BM25 on the question) and `supporting` (for each
-        passage, whether the answer rests on it). Unanswerable rows are left out, and their number is printed.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The questions of one split, in their original order; arguments and errors as in `data.source.read`."""
     return read(MUSIQUE, _parse_row, split, limit=limit, source=source)
 
 
@@ -67,13 +52,11 @@ def _parse_row(raw: Row) -> Row:
     question = text(raw, "question")
     aliases = [text(raw, "answer"), *texts(raw, "answer_aliases")]
     passages, supporting = [], []
-    for index, paragraph in enumerate(field(raw, "paragraphs", list)):
-        name = f"paragraphs[{index}]"
-        named = {name: paragraph}  # so that a fault in it is reported by this name
-        passage = titled(field(named, f"{name}.title", str), field(named, f"{name}.paragraph_text", str))
+    for place, paragraph in items(raw, "paragraphs").items():
+        passage = titled(field(raw, f"{place}.title", str), field(raw, f"{place}.paragraph_text", str))
         label = paragraph.get("is_supporting")
         if not isinstance(label, bool):
-            raise BadRow(f"has no true or false as '{name}.is_supporting'")
+            raise BadRow(f"has no true or false as '{place}.is_supporting'")
         if passage:
             passages.append(passage)
             supporting.append(label)

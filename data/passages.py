@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+PASSAGE_CHARACTERS = 400  # 75 tokens on average in SmolLM2's vocabulary, so that a budget of 512 holds about six
+MAX_PASSAGES = 20  # of one question, whose pages are cut into hundreds
+
 # A full stop after one of these, or after a single letter ("J. R.", "U.S.", "c."), ends no sentence.
 _ABBREVIATION = "Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Rev|Gen|Col|Capt|Lt|Sgt|Gov|Sen|Hon|No|vs|ca|Inc|Ltd|Co|Corp|approx"
 _NOT_AN_END = re.compile(rf"\b(?:[^\W\d_]|{_ABBREVIATION})\.\Z")

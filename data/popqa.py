@@ -12,7 +12,9 @@ subject's name, so that no subject is trained on and tested; of two namesakes wi
 A table reader may turn a name such as "NA" into nothing: a row whose subject or object is null is left out. In the
 sample, `s_pop` is made up.
 
-`load` emits `prompt`, `completion`, `question`, `answer` (`obj`), `aliases`, `subject` and `popularity` (`s_pop`).
+`load` emits `prompt` (a user message), `completion` (an assistant message: the answer), `question`, `answer` (`obj`),
+`aliases` (the answer, then the others, each once), `subject` and `popularity` (`s_pop`, at least 0). The sample has 48
+train and 24 test questions.
 """
 
 import json
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 POPQA = Spec(
     name="PopQA",
     hub_id="akariasai/PopQA",
-    hub_config=None,
     hub_revision="098765c79ea10a2cb19c828324e33281b8336ec0",
     hub_train="test",
     hub_test="test",
@@ -37,21 +38,7 @@ POPQA = Spec(
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The questions of one split, in their original order.
-
-    Args:
-        split: "train" or "test", nine and one tenth of the subjects.
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub", "sample" (48 train and 24 test questions), a file or a folder; see `data.source.read`.
-
-    Returns:
-        Columns `prompt` (a user message), `completion` (an assistant message: the answer), `question`, `answer`,
-        `aliases` (the answer, then the others, each once), `subject` and `popularity` (monthly page views, at
-        least 0).
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The questions of one split, in their original order; arguments and errors as in `data.source.read`."""
     return read(POPQA, _parse_row, split, limit=limit, source=source)
 
 

@@ -13,12 +13,11 @@ A passage has 20 tokens on average in SmolLM2's vocabulary, for a model of 135M 
 `PARAGRAPHS` and `FILLER` are the knobs for difficulty.
 """
 
-import json
-import os
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from data.source import Row, write_samples
 
 SEED = 6
 ROWS = {"train": 256, "test": 64}
@@ -26,9 +25,6 @@ HOPS = (2, 2, 2, 2, 3, 3, 3, 4)  # of MuSiQue's questions, in turn
 HOTPOTQA_KINDS = ("bridge",) * 6 + ("which", "same")  # in turn
 PARAGRAPHS = {"hotpotqa": 6, "musique": 8}
 FILLER = 0.6  # probability that a paragraph says a second thing about its subject
-SAMPLES = Path(__file__).parent / "samples"
-
-Row = dict[str, Any]
 
 
 class Relation(NamedTuple):
@@ -43,68 +39,41 @@ class Relation(NamedTuple):
     asked: tuple[str, ...]
 
 
+# Name, subject, object, told, phrase and the ways to ask.
+_TOLD = """
+author | novel | person | {s} was written by {o}. | the author of {s} | Who wrote {s}?
+setting | novel | town | {s} is set in the town of {o}. | the setting of {s} | In which town is {s} set?
+published | novel | year | {s} came out in {o}. | | In what year did {s} come out?
+director | film | person | {s} was directed by {o}. | the director of {s} | Who directed {s}?
+star | film | person | {s} has {o} in the main part. | the star of {s} | Who has the main part in {s}?
+shown | film | year | {s} was first shown in {o}. | | In what year was {s} first shown?
+founder | company | person | {s} was founded by {o}. | the founder of {s} | Who founded {s}?
+seat | company | town | {s} has its main office in {o}. | the home town of {s} |
+    In which town is the main office of {s}?
+product | company | product | {s} makes {o}. | | What does {s} make?
+opened | company | year | {s} opened in {o}. | | In what year did {s} open?
+birthplace | person | town | {s} was born in {o}. | the birthplace of {s} | In which town was {s} born? |
+    Where was {s} born?
+employer | person | company | {s} works for {o}. | the employer of {s} | Which company does {s} work for?
+spouse | person | person | {s} is married to {o}. | the spouse of {s} | Who is married to {s}?
+instrument | person | instrument | {s} plays the {o}. | | Which instrument does {s} play?
+job | person | job | {s} is a {o} by trade. | | What is {s} by trade?
+river | town | river | {s} lies on the river {o}. | the river through {s} | On which river does {s} lie? |
+    Which river flows through {s}?
+province | town | province | {s} is a town in {o}. | the province of {s} | In which province is {s}?
+mayor | town | person | {s} has {o} as its mayor. | the mayor of {s} | Who is the mayor of {s}?
+founded | town | year | {s} was founded in {o}. | | In what year was {s} founded?
+capital | province | town | {s} has its capital at {o}. | the capital of {s} | What is the capital of {s}?
+governor | province | person | {s} has {o} as its governor. | the governor of {s} | Who is the governor of {s}?
+mouth | river | lake | {s} is a river and flows into {o}. | the lake below {s} | Which lake does {s} flow into?
+length | river | miles | {s} is {o} long. | | How long is {s}?
+depth | lake | metres | {s} is {o} deep. | | How deep is {s}?
+fish | lake | fish | {s} is full of {o}. | | Which fish is {s} full of?
+"""
 RELATIONS = {
-    "author": Relation("novel", "person", "{s} was written by {o}.", "the author of {s}", ("Who wrote {s}?",)),
-    "setting": Relation(
-        "novel", "town", "{s} is set in the town of {o}.", "the setting of {s}", ("In which town is {s} set?",)
-    ),
-    "published": Relation("novel", "year", "{s} came out in {o}.", "", ("In what year did {s} come out?",)),
-    "director": Relation("film", "person", "{s} was directed by {o}.", "the director of {s}", ("Who directed {s}?",)),
-    "star": Relation(
-        "film", "person", "{s} has {o} in the main part.", "the star of {s}", ("Who has the main part in {s}?",)
-    ),
-    "shown": Relation("film", "year", "{s} was first shown in {o}.", "", ("In what year was {s} first shown?",)),
-    "founder": Relation("company", "person", "{s} was founded by {o}.", "the founder of {s}", ("Who founded {s}?",)),
-    "seat": Relation(
-        "company",
-        "town",
-        "{s} has its main office in {o}.",
-        "the home town of {s}",
-        ("In which town is the main office of {s}?",),
-    ),
-    "product": Relation("company", "product", "{s} makes {o}.", "", ("What does {s} make?",)),
-    "opened": Relation("company", "year", "{s} opened in {o}.", "", ("In what year did {s} open?",)),
-    "birthplace": Relation(
-        "person",
-        "town",
-        "{s} was born in {o}.",
-        "the birthplace of {s}",
-        ("In which town was {s} born?", "Where was {s} born?"),
-    ),
-    "employer": Relation(
-        "person", "company", "{s} works for {o}.", "the employer of {s}", ("Which company does {s} work for?",)
-    ),
-    "spouse": Relation("person", "person", "{s} is married to {o}.", "the spouse of {s}", ("Who is married to {s}?",)),
-    "instrument": Relation("person", "instrument", "{s} plays the {o}.", "", ("Which instrument does {s} play?",)),
-    "job": Relation("person", "job", "{s} is a {o} by trade.", "", ("What is {s} by trade?",)),
-    "river": Relation(
-        "town",
-        "river",
-        "{s} lies on the river {o}.",
-        "the river through {s}",
-        ("On which river does {s} lie?", "Which river flows through {s}?"),
-    ),
-    "province": Relation(
-        "town", "province", "{s} is a town in {o}.", "the province of {s}", ("In which province is {s}?",)
-    ),
-    "mayor": Relation("town", "person", "{s} has {o} as its mayor.", "the mayor of {s}", ("Who is the mayor of {s}?",)),
-    "founded": Relation("town", "year", "{s} was founded in {o}.", "", ("In what year was {s} founded?",)),
-    "capital": Relation(
-        "province", "town", "{s} has its capital at {o}.", "the capital of {s}", ("What is the capital of {s}?",)
-    ),
-    "governor": Relation(
-        "province", "person", "{s} has {o} as its governor.", "the governor of {s}", ("Who is the governor of {s}?",)
-    ),
-    "mouth": Relation(
-        "river",
-        "lake",
-        "{s} is a river and flows into {o}.",
-        "the lake below {s}",
-        ("Which lake does {s} flow into?",),
-    ),
-    "length": Relation("river", "miles", "{s} is {o} long.", "", ("How long is {s}?",)),
-    "depth": Relation("lake", "metres", "{s} is {o} deep.", "", ("How deep is {s}?",)),
-    "fish": Relation("lake", "fish", "{s} is full of {o}.", "", ("Which fish is {s} full of?",)),
+    name: Relation(subject, thing, told, phrase, tuple(asked))
+    for line in _TOLD.replace("\n    ", " ").strip().splitlines()
+    for name, subject, thing, told, phrase, *asked in [[cell.strip() for cell in line.split("|")]]
 }
 
 _PERSONS = (
@@ -122,21 +91,11 @@ NAMES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("person", "{} {}", *_PERSONS),
         ("novel", "The {} {}", _ADJECTIVES, _NOUNS),
         ("film", "{} {}", _ADJECTIVES, _NOUNS),
-        (
-            "company",
-            "{} {}",
-            "Hallam Borin Nolt Talver Ferro Oskan Dellow Rimm Carver",
-            "Works Brothers Mills Group",
-        ),
+        ("company", "{} {}", "Hallam Borin Nolt Talver Ferro Oskan Dellow Rimm Carver", "Works Brothers Mills Group"),
         ("town", "{}{}", "Tar Bril Mor Hal Ves Kel Dun Lor Pen Sar Wes Gol", "by mere holm wick dale stow ley ham"),
         ("province", "{}{}", "Nor Est Har Osk Tam Vel Drus Cal Bel Ger", "vale mark land aria"),
         ("river", "{}", "Arvel Brenn Cass Dorrin Elva Fenna Gavel Hest Issa Jorn Lune Maive Orrin Tessel Ulm Yare", ""),
-        (
-            "lake",
-            "Lake {}",
-            "Orm Sill Keld Brae Tamsin Vorr Ebba Nock Garth Illis Rook Sorrel Wenna Aske Dray",
-            "",
-        ),
+        ("lake", "Lake {}", "Orm Sill Keld Brae Tamsin Vorr Ebba Nock Garth Illis Rook Sorrel Wenna Aske Dray", ""),
         ("product", "{}", "clocks boots bells kites lamps ropes tiles combs candles carpets pianos bicycles", ""),
         ("instrument", "{}", "fiddle harp flute drum cello organ horn lute piano banjo trumpet guitar", ""),
         ("job", "{}", "baker judge pilot nurse painter farmer teacher sailor tailor dentist chemist gardener", ""),
@@ -380,21 +339,5 @@ def build() -> dict[str, list[Row]]:
     return files
 
 
-def render(rows: list[Row]) -> str:
-    """JSON Lines, one row a line."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def main() -> None:
-    """Rewrites the four files; a reader sees the old file or the new one, never half of one."""
-    SAMPLES.mkdir(exist_ok=True)
-    for name, rows in build().items():
-        path = SAMPLES / f"{name}.jsonl"
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(render(rows), encoding="utf-8", newline="\n")
-        os.replace(unfinished, path)
-        print(f"{path.name}: {len(rows)} rows")
-
-
 if __name__ == "__main__":
-    main()
+    write_samples(build())

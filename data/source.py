@@ -39,10 +39,11 @@ class Spec:
     name: str
     """As people write it, "GSM8K"; in lower case and with underscores it names the files in `data/samples`."""
     hub_id: str
-    hub_config: str | None
-    hub_revision: str | None
     raw_row: str
     """A short raw row in JSON, for messages."""
+    hub_config: str | None = None
+    hub_revision: str | None = None
+    """None, the newest, where no hub could be reached to pin one."""
     hub_train: str = "train"
     """The split of the hub set that is our train split."""
     hub_test: str = "test"
@@ -185,32 +186,60 @@ def first(rows: list[Row], limit: int | None, where: str) -> list[Row]:
     return rows[:limit]
 
 
-def field(row: Row, path: str, kind: type[T]) -> T:
-    """The value of `row` at `path`, "answer" or "answer.value", of type str, int, list or dict.
+def write_samples(files: dict[str, list[Row]]) -> None:
+    """Rewrites `data/samples/<name>.jsonl` for every name; a reader sees the old file or the new one, never half."""
+    SAMPLES.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        path = SAMPLES / f"{name}.jsonl"
+        unfinished = path.with_suffix(".unfinished")
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        unfinished.write_text("".join(lines), encoding="utf-8", newline="\n")
+        os.replace(unfinished, path)
+        print(f"{path.name}: {len(rows)} rows")
 
-    Raises BadRow if it is missing or of another type, or a string that UTF-8 cannot hold.
+
+def field(row: Row, path: str, kind: type[T]) -> T:
+    """The value of `row` at `path`, such as "answer.value", of type str, int, list or dict.
+
+    Items of a list go by their number, "turns[0].value", for a list that is there: see `items`. Raises BadRow if the
+    value is missing or of another type, or a string that UTF-8 cannot hold.
     """
     value: Any = row
-    parents: list[str] = []
+    place = ""
     for key in path.split("."):
-        if parents:
-            value = _checked(value, ".".join(parents), dict)
-        parents.append(key)
-        if key not in value:
-            raise BadRow(f"has no {'.'.join(parents)!r}")
-        value = value[key]
+        if place:
+            value = _checked(value, place, dict)
+        place = f"{place}.{key}".removeprefix(".")
+        name, *indices = key.replace("]", "").split("[")
+        if name not in value:
+            raise BadRow(f"has no {place!r}")
+        value = value[name]
+        for index in indices:
+            value = value[int(index)]
     return _checked(value, path, kind)
+
+
+def items(row: Row, path: str) -> dict[str, Any]:
+    """The list at `path`, each item under a path of its own, "turns[0]"; BadRow as in `field`."""
+    return {f"{path}[{index}]": item for index, item in enumerate(field(row, path, list))}
+
+
+def strings(row: Row, path: str) -> list[str]:
+    """The list of strings at `path`, as they stand; BadRow as in `field`."""
+    return [field(row, place, str) for place in items(row, path)]
 
 
 def text(row: Row, path: str) -> str:
     """The string at `path`, stripped; BadRow as in `field`, or if nothing is left of it."""
-    return _not_empty(field(row, path, str), path)
+    stripped = field(row, path, str).strip()
+    if not stripped:
+        raise BadRow(f"has an empty {path}")
+    return stripped
 
 
 def texts(row: Row, path: str) -> list[str]:
     """The list of strings at `path`, each stripped and not empty; the list may be. BadRow as in `text`."""
-    items = enumerate(field(row, path, list))
-    return [_not_empty(_checked(item, f"{path}[{index}]", str), f"{path}[{index}]") for index, item in items]
+    return [text(row, place) for place in items(row, path)]
 
 
 def _checked(value: Any, path: str, kind: type[T]) -> T:
@@ -219,13 +248,6 @@ def _checked(value: Any, path: str, kind: type[T]) -> T:
     if isinstance(value, str) and _LONE_SURROGATE.search(value):  # valid in JSON, impossible in UTF-8
         raise BadRow(f"has a {path!r} with half a character in it (a lone surrogate)")
     return value
-
-
-def _not_empty(value: str, path: str) -> str:
-    stripped = value.strip()
-    if not stripped:
-        raise BadRow(f"has an empty {path}")
-    return stripped
 
 
 def _locate(spec: Spec, split: Split, source: str) -> tuple[Path, bool]:

@@ -14,18 +14,20 @@ is a question with the source of its evidence, web or Wikipedia: a question foun
 the first is kept. The pages were found by searching for the question and do not always hold the answer; nothing says
 which passage does.
 
-`load` emits `prompt`, `completion`, `question`, `answer` (`value`) and `aliases` (every accepted answer);
-`load_for_rag` emits `prompt` (without passages: see `data.prompts.add_passages`), `question`, `answer`,
-`aliases`, `passages` and `supporting`.
+`load` emits `prompt` (a user message), `completion` (an assistant message: the answer), `question`, `answer` (`value`)
+and `aliases` (the answer, then the others, each once). `load_for_rag` emits `prompt` (a system and a user message,
+without passages: see `data.prompts.add_passages`), `question`, `answer`, `aliases`, `passages` ("Title\\ntext", at most
+`MAX_PASSAGES`, best first by BM25 on the question) and `supporting` (False for each: there are no labels). The sample
+has 48 train and 24 test questions.
 """
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from data.evidence import rag_row
-from data.passages import cut, titled
+from data.passages import MAX_PASSAGES, PASSAGE_CHARACTERS, cut, titled
 from data.prompts import answer_messages, short_answer_messages
-from data.source import BadRow, Row, Spec, Split, field, read, text, texts
+from data.source import BadRow, Row, Spec, Split, read, strings, text, texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,47 +48,19 @@ TRIVIAQA_WITH_PASSAGES = replace(
     '"wiki_context": ["..."]}, "search_results": {"title": ["..."], "search_context": ["..."]}}',
 )
 PLACEHOLDER = "<unk>"
-PASSAGE_CHARACTERS = 400  # 75 tokens on average in SmolLM2's vocabulary, so that a budget of 512 holds about six
-MAX_PASSAGES = 20  # of one question, whose pages are cut into hundreds
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The questions of one split without evidence, in their original order.
-
-    Args:
-        split: "train" or "test", which is the hub's validation split.
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub", "sample" (48 train and 24 test questions), a file or a folder; see `data.source.read`.
-
-    Returns:
-        Columns `prompt` (a user message), `completion` (an assistant message: the answer), `question`, `answer`
-        and `aliases`: the answer, then the others, each once.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The questions of one split without evidence, in their original order; the rest as in `data.source.read`."""
     return read(TRIVIAQA, _parse_row, split, limit=limit, source=source)
 
 
 def load_for_rag(
     split: Split, *, limit: int | None = None, source: str = "hub", closed_book: bool = False
 ) -> "Dataset":
-    """The questions of one split with the passages that fit them best, in their original order.
+    """The questions of one split with the passages that fit them best; the rest as in `data.source.read`.
 
-    Args:
-        split: "train" or "test", which is the hub's validation split.
-        limit: how many, from the first; at least 1, None for all, which the hub's set is too large for. If there are
-            fewer, all: a line says so.
-        source: as for `load`.
-        closed_book: read no passages; from the hub, the small set without them.
-
-    Returns:
-        Columns `prompt` (a system and a user message), `question`, `answer`, `aliases` (the answer, then the others,
-        each once), `passages` ("Title\\ntext", at most `MAX_PASSAGES`, best first by BM25 on the question; none where
-        no page was found) and `supporting` (False for each passage: there are no labels).
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
+    `closed_book` reads no passages; from the hub, the small set without them.
     """
     if closed_book:
         return read(TRIVIAQA, lambda raw: rag_row(*_question(raw), [], []), split, limit=limit, source=source)
@@ -127,9 +101,7 @@ def _question(raw: Row) -> tuple[str, list[str]]:
 
 def _pages(raw: Row, source: str, body: str) -> list[tuple[str, str]]:
     """Title and text of the pages from one source."""
-    titles, bodies = (
-        [field({name: item}, name, str) for item in field(raw, f"{source}.{name}", list)] for name in ("title", body)
-    )
+    titles, bodies = strings(raw, f"{source}.title"), strings(raw, f"{source}.{body}")
     if len(titles) != len(bodies):
         raise BadRow(f"has {len(titles)} titles and {len(bodies)} of {body} in its {source}")
     return list(zip(titles, bodies, strict=True))

@@ -20,8 +20,9 @@ are ties. In the raw set a `Rating` is a string that may be "N/A", and some rows
 response's score is the mean of its ratings that are numbers; chosen is the best response and rejected one of the lower
 ones, as for Zephyr at random, but by a hash of the instruction, so that every run reads the same pairs.
 
-`load` emits `prompt`, `chosen`, `rejected`, `question`, `answer` (the chosen text), `score_chosen` and
-`score_rejected`: up to 10 from the binarized set, up to 5 from the raw one.
+`load` emits `prompt` (messages, the last from the user), `chosen` and `rejected` (each one assistant message),
+`question` (the last user message), `answer` (the chosen text), `score_chosen` and `score_rejected`: up to 10 from the
+binarized set, up to 5 from the raw one. The sample has 96 train and 48 test pairs.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from data.preferences import pair, score
-from data.source import BadRow, LeftOut, Row, Spec, Split, field, read, text
+from data.source import BadRow, LeftOut, Row, Spec, Split, field, items, read, text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,8 +44,6 @@ _RATED_ROW = (
 ULTRAFEEDBACK = Spec(
     name="UltraFeedback",
     hub_id="HuggingFaceH4/ultrafeedback_binarized",
-    hub_config=None,
-    hub_revision=None,
     hub_train="train_prefs",
     hub_test="test_prefs",
     raw_row='{"prompt": "...", "chosen": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
@@ -69,22 +68,7 @@ class _Rated(NamedTuple):
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The pairs of one split, in their original order, one for each prompt.
-
-    Args:
-        split: "train" or "test".
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub", the binarized set; "hub-raw", the set with all ratings, of which nine and one tenth of the
-            instructions are train and test; "sample" (96 train and 48 test pairs), a file or a folder; see
-            `data.source.read`.
-
-    Returns:
-        Columns `prompt` (messages, the last from the user), `chosen` and `rejected` (each one assistant message),
-        `question` (the last user message), `answer` (the chosen text), `score_chosen` and `score_rejected`.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The pairs of one split, in their original order; arguments and errors as in `data.source.read`."""
     spec = ULTRAFEEDBACK
     if source == "hub-raw":
         spec, source = ULTRAFEEDBACK_RAW, "hub"
@@ -110,9 +94,8 @@ def _parse_pair(raw: Row) -> Row:
 def _messages(raw: Row, key: str) -> list[dict[str, str]]:
     """The conversation at `key`: a system message or none, then user and assistant in turn. Its end may be empty."""
     messages = []
-    for index, turn in enumerate(field(raw, key, list)):
-        place = f"{key}[{index}]"
-        role, content = (field({place: turn}, f"{place}.{part}", str).strip() for part in ("role", "content"))
+    for place in items(raw, key):
+        role, content = (field(raw, f"{place}.{part}", str).strip() for part in ("role", "content"))
         messages.append({"role": role, "content": content})
     roles = [message["role"] for message in messages]
     turns = roles[roles[:1] == ["system"] :]
@@ -128,10 +111,8 @@ def _messages(raw: Row, key: str) -> list[dict[str, str]]:
 def _parse_rated(raw: Row) -> Row:
     question = text(raw, "instruction")
     rated = []
-    for index, completion in enumerate(field(raw, "completions", list)):
-        place = f"completions[{index}]"
-        response = field({place: completion}, f"{place}.response", str).strip()
-        ratings = _ratings({place: completion}, place)
+    for place in items(raw, "completions"):
+        response, ratings = field(raw, f"{place}.response", str).strip(), _ratings(raw, place)
         if response and ratings:
             rated.append(_Rated(response, fmean(ratings)))
     if len(rated) < 2:

@@ -15,8 +15,9 @@ removed. The quotes (`quotes_0`, `quotes_1`) are not read: the reference recipe 
 prompt is the question alone, and a model cannot learn to cite what it does not see. The `comparisons.jsonl` that the
 authors released has other rows, lists of two records, which are not read.
 
-`load` emits `prompt`, `chosen`, `rejected`, `question`, `answer` (the chosen text), `score_chosen` (above 0, up to 1)
-and `score_rejected`.
+`load` emits `prompt` (a user message: the question), `chosen` and `rejected` (each one assistant message), `question`,
+`answer` (the chosen text), `score_chosen` (above 0, up to 1) and `score_rejected`. The sample has 96 train and 48 test
+comparisons.
 """
 
 import re
@@ -42,20 +43,7 @@ _CITATION = re.compile(r"(?<! ) *\[\d{1,2}(?:, ?\d{1,2})*\]")
 
 
 def load(split: Split, *, limit: int | None = None, source: str = "hub") -> "Dataset":
-    """The comparisons of one split, in their original order, ties and empty answers left out.
-
-    Args:
-        split: "train" or "test", nine and one tenth of the questions.
-        limit: how many, from the first; at least 1, None for all. If there are fewer, all: a line says so.
-        source: "hub", "sample" (96 train and 48 test comparisons), a file or a folder; see `data.source.read`.
-
-    Returns:
-        Columns `prompt` (a user message: the question), `chosen` and `rejected` (each one assistant message),
-        `question`, `answer` (the chosen text), `score_chosen` and `score_rejected`.
-
-    Raises:
-        ValueError: unusable row, file, source or limit, in one sentence that says where and what to do.
-    """
+    """The comparisons of one split, in their original order; arguments and errors as in `data.source.read`."""
     return read(WEBGPT, _parse_row, split, limit=limit, source=source)
 
 

@@ -5,7 +5,7 @@ follow from them; the tests compare these with what Unsloth's notebooks and vLLM
 torch nor transformers.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Every linear layer of a Llama-like decoder block, the usual LoRA targets."""
@@ -21,7 +21,7 @@ NF4_BYTES_PER_WEIGHT = 0.516
 """4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales (double quantisation: QLoRA, section 3)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Shape:
     """The sizes of a Llama-like decoder (RMSNorm, gated MLP, grouped-query attention), or of OPT's."""
 
@@ -32,7 +32,9 @@ class Shape:
     head_dim: int
     intermediate: int
     vocab: int
-    tied_embeddings: bool
+    _: KW_ONLY
+    tied: bool = False
+    """Whether the output head is the embeddings."""
     qkv_bias: bool = False
     """Qwen2."""
     qk_norm: bool = False
@@ -70,7 +72,7 @@ class Shape:
         """Embeddings, output head, norms and biases: what stays in 16 bits."""
         norms = self.norms_per_layer * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         biases = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
-        embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
         if self.positions:
             linear = self.linear()
             norms *= 2
@@ -104,8 +106,7 @@ class ModelSpec:
     fp16_unsafe: bool = False
     """Activations leave float16's range; use bfloat16, or float32 where there is none."""
     licence: str | None = None
-    gated: bool = False
-    """The official repository wants an account that has accepted its terms."""
+    """Where it is followed by "gated", the official repository wants an account that has accepted its terms."""
     embedded: bool = False
     """The weights come from an installed package (`recipes.common.stand_ins.smollm2`) and not from a hub."""
     shape: Shape | None = None
@@ -178,6 +179,17 @@ ZEPHYR_TEMPLATE = (
 template leaves `<s>` to the tokenizer, which adds none where a trainer tokenises through the template, as TRL does. It
 also writes a newline after the last `</s>`, and TRL's ORPO and CPO a second `</s>` after that."""
 
+# layers, hidden, heads, kv_heads, head_dim, intermediate, vocab
+_PHI = Shape(40, 5120, 40, 10, 128, 17_920, 100_352)
+_MISTRAL = Shape(32, 4096, 32, 8, 128, 14_336, 32_768)
+_ZEPHYR = replace(_MISTRAL, vocab=32_000)
+_LLAMA_3B = Shape(28, 3072, 24, 8, 128, 8192, 128_256, tied=True)
+_LLAMA_8B = replace(_MISTRAL, vocab=128_256)
+_QWEN = Shape(28, 1536, 12, 2, 128, 8960, 151_936, tied=True, qkv_bias=True)
+_GEMMA = Shape(26, 1152, 4, 1, 256, 6912, 262_144, tied=True, qk_norm=True, norms_per_layer=4)
+_OPT = Shape(24, 2048, 32, 32, 64, 8192, 50_272, tied=True, positions=2050)  # two more than the context
+_SMOLLM = Shape(30, 576, 9, 3, 64, 1536, 49_152, tied=True)
+
 MODELS = {
     spec.alias: spec
     for spec in (
@@ -192,34 +204,15 @@ MODELS = {
             eos_token="<|im_end|>",
             pad_token="<|dummy_87|>",
             licence="MIT",
-            shape=Shape(
-                layers=40,
-                hidden=5120,
-                heads=40,
-                kv_heads=10,
-                head_dim=128,
-                intermediate=17_920,
-                vocab=100_352,
-                tied_embeddings=False,
-            ),
+            shape=_PHI,
         ),
         ModelSpec(
             alias="mistral-7b",
             hub_id="mistralai/Mistral-7B-Instruct-v0.3",
             unsloth_4bit_id="unsloth/mistral-7b-instruct-v0.3-bnb-4bit",
             context=32_768,
-            licence="Apache-2.0",
-            gated=True,
-            shape=Shape(
-                layers=32,
-                hidden=4096,
-                heads=32,
-                kv_heads=8,
-                head_dim=128,
-                intermediate=14_336,
-                vocab=32_768,
-                tied_embeddings=False,
-            ),
+            licence="Apache-2.0",  # gated
+            shape=_MISTRAL,
         ),
         # Also in 16 bits as unsloth/zephyr-sft. The vocabulary has three special tokens and no other: `<unk>` pads,
         # as in Unsloth's copies, since no text holds one (what has no token of its own is spelled in bytes).
@@ -232,16 +225,7 @@ MODELS = {
             eos_token="</s>",
             pad_token="<unk>",
             licence="MIT",
-            shape=Shape(
-                layers=32,
-                hidden=4096,
-                heads=32,
-                kv_heads=8,
-                head_dim=128,
-                intermediate=14_336,
-                vocab=32_000,
-                tied_embeddings=False,
-            ),
+            shape=_ZEPHYR,
         ),
         ModelSpec(
             alias="llama-3.2-3b",
@@ -249,18 +233,8 @@ MODELS = {
             unsloth_4bit_id="unsloth/Llama-3.2-3B-Instruct-unsloth-bnb-4bit",
             context=131_072,
             pad_token="<|finetune_right_pad_id|>",
-            licence="Llama 3.2 Community",
-            gated=True,
-            shape=Shape(
-                layers=28,
-                hidden=3072,
-                heads=24,
-                kv_heads=8,
-                head_dim=128,
-                intermediate=8192,
-                vocab=128_256,
-                tied_embeddings=True,
-            ),
+            licence="Llama 3.2 Community",  # gated
+            shape=_LLAMA_3B,
         ),
         ModelSpec(
             alias="llama-3.1-8b",
@@ -268,18 +242,8 @@ MODELS = {
             unsloth_4bit_id="unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit",
             context=131_072,
             pad_token="<|finetune_right_pad_id|>",
-            licence="Llama 3.1 Community",
-            gated=True,
-            shape=Shape(
-                layers=32,
-                hidden=4096,
-                heads=32,
-                kv_heads=8,
-                head_dim=128,
-                intermediate=14_336,
-                vocab=128_256,
-                tied_embeddings=False,
-            ),
+            licence="Llama 3.1 Community",  # gated
+            shape=_LLAMA_8B,
         ),
         # The base model. Its end token ends a document in pre-training.
         ModelSpec(
@@ -290,18 +254,8 @@ MODELS = {
             chat_template=BASE_TEMPLATE,
             eos_token="<|end_of_text|>",
             pad_token="<|reserved_special_token_250|>",
-            licence="Llama 3 Community",
-            gated=True,
-            shape=Shape(
-                layers=32,
-                hidden=4096,
-                heads=32,
-                kv_heads=8,
-                head_dim=128,
-                intermediate=14_336,
-                vocab=128_256,
-                tied_embeddings=False,
-            ),
+            licence="Llama 3 Community",  # gated
+            shape=_LLAMA_8B,
         ),
         # Its template speaks a system prompt of its own where a chat has none.
         ModelSpec(
@@ -312,17 +266,7 @@ MODELS = {
             eos_token="<|im_end|>",
             pad_token="<|endoftext|>",
             licence="Apache-2.0",
-            shape=Shape(
-                layers=28,
-                hidden=1536,
-                heads=12,
-                kv_heads=2,
-                head_dim=128,
-                intermediate=8960,
-                vocab=151_936,
-                tied_embeddings=True,
-                qkv_bias=True,
-            ),
+            shape=_QWEN,
         ),
         ModelSpec(
             alias="gemma-3-1b",
@@ -330,20 +274,8 @@ MODELS = {
             unsloth_4bit_id="unsloth/gemma-3-1b-it-unsloth-bnb-4bit",
             context=32_768,
             fp16_unsafe=True,
-            licence="Gemma",
-            gated=True,
-            shape=Shape(
-                layers=26,
-                hidden=1152,
-                heads=4,
-                kv_heads=1,
-                head_dim=256,
-                intermediate=6912,
-                vocab=262_144,
-                tied_embeddings=True,
-                qk_norm=True,
-                norms_per_layer=4,
-            ),
+            licence="Gemma",  # gated
+            shape=_GEMMA,
         ),
         ModelSpec(
             alias="opt-1.3b",
@@ -354,17 +286,7 @@ MODELS = {
             eos_token="</s>",
             pad_token="<pad>",
             licence="OPT (no commercial use)",
-            shape=Shape(
-                layers=24,
-                hidden=2048,
-                heads=32,
-                kv_heads=32,
-                head_dim=64,
-                intermediate=8192,
-                vocab=50_272,
-                tied_embeddings=True,
-                positions=2050,  # two more than the context
-            ),
+            shape=_OPT,
         ),
         ModelSpec(
             alias="smollm2-135m",
@@ -374,16 +296,7 @@ MODELS = {
             pad_token="<|endoftext|>",
             licence="Apache-2.0",
             embedded=True,
-            shape=Shape(
-                layers=30,
-                hidden=576,
-                heads=9,
-                kv_heads=3,
-                head_dim=64,
-                intermediate=1536,
-                vocab=49_152,
-                tied_embeddings=True,
-            ),
+            shape=_SMOLLM,
         ),
     )
 }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.common import machine
-from recipes.common.args import LoraArgs
 from recipes.common.model_table import (
     BASE_TEMPLATE,
     FUSED_PROJECTIONS,
@@ -18,7 +17,6 @@ from recipes.common.model_table import (
     ModelSpec,
     Shape,
 )
-from recipes.common.rollouts import engine_settings
 from rewards import precision
 
 if TYPE_CHECKING:
@@ -86,13 +84,14 @@ def load(args: Any, spec: ModelSpec, *, max_seq_length: int, engine: str = "mode
     from unsloth import FastLanguageModel
 
     adapter = getattr(args, "adapter", "lora")
+    starts_vllm = {"fast_inference": True, "max_lora_rank": args.lora_rank, "gpu_memory_utilization": 0.8}
     model, tokenizer = FastLanguageModel.from_pretrained(
         weights_source(spec, args.load_in_4bit),
         revision=spec.revision,
         load_in_4bit=args.load_in_4bit,
         full_finetuning=adapter == "full",
         max_seq_length=max_seq_length,
-        **engine_settings(engine, args.lora_rank),
+        **(starts_vllm if engine == "vllm" and machine.has_gpu() else {}),
     )
     repair_tokenizer(tokenizer, spec)
     if adapter == "full":
@@ -148,7 +147,7 @@ def start_from(model: Any, folder: str) -> None:
         )
 
 
-def lora_targets(args: LoraArgs, spec: ModelSpec) -> list[str]:
+def lora_targets(args: Any, spec: ModelSpec) -> list[str]:
     """The layers that LoRA adapts: `--lora-target-modules`, or every projection of the model."""
     return list(args.lora_target_modules or spec.lora_targets)
 
@@ -220,7 +219,7 @@ def _shape_from_config(config: dict[str, Any]) -> Shape | None:
         intermediate=config["intermediate_size"],
         vocab=config["vocab_size"],
         # save_pretrained leaves out what is the class's default, and for Gemma that is True.
-        tied_embeddings=config.get("tie_word_embeddings", gemma),
+        tied=config.get("tie_word_embeddings", gemma),
         qkv_bias=kind == "qwen2",
         qk_norm=gemma or kind == "qwen3",
         norms_per_layer=4 if gemma else 2,

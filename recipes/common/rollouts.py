@@ -45,13 +45,6 @@ def choose(choice: Choice, load_in_4bit: bool) -> Literal["vllm", "model"]:
     return "vllm"
 
 
-def engine_settings(engine: str, lora_rank: int) -> dict[str, Any]:
-    """What Unsloth's `from_pretrained` needs to start `engine` with the model; nothing without a GPU."""
-    if engine == "model" or not machine.has_gpu():
-        return {}
-    return {"fast_inference": True, "max_lora_rank": lora_rank, "gpu_memory_utilization": 0.8}
-
-
 class Rollouts:
     """The engine of a run: `sampler` for evaluation, `attach` to make a trainer use the same one."""
 

@@ -289,16 +289,7 @@ def test_repair_refuses_a_token_that_is_not_in_the_vocabulary(tokenizer):
 
 
 def test_shape_without_options_is_a_plain_llama():
-    shape = Shape(
-        layers=1,
-        hidden=4,
-        heads=2,
-        kv_heads=1,
-        head_dim=2,
-        intermediate=8,
-        vocab=10,
-        tied_embeddings=False,
-    )
+    shape = Shape(layers=1, hidden=4, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocab=10)
     spec = ModelSpec(alias="nano", hub_id="nano", shape=shape)
     # q 16 + k 8 + v 8 + o 16 + 3 x 32 = 144; norms 3 x 4; embeddings 2 x 40
     assert spec.parameter_count() == 144 + 12 + 80
@@ -525,7 +516,8 @@ def test_importing_the_table_is_cheap_and_pulls_in_nothing_heavy():
     # CPU time, since the machine may be busy; without the standard library, which every recipe pays for.
     # Measured at 6 ms.
     script = (
-        "import dataclasses, difflib, hashlib, json, pathlib, re, shutil, sys, time, typing;"
+        "import ctypes, dataclasses, difflib, hashlib, importlib.metadata, json, logging, pathlib, platform, re;"
+        "import shutil, subprocess, sys, time, typing;"
         "start = time.process_time();"
         "import recipes.common.model_table, recipes.common.stand_ins.smollm2;"
         "print(time.process_time() - start);"

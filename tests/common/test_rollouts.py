@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data.prompts import math_messages
-from recipes.common import machine, rollouts
+from recipes.common import machine
 from recipes.common.callbacks import attach
 from recipes.common.rollouts import Rollouts, choose
 
@@ -87,4 +87,3 @@ def test_trainers_get_their_adapter_back_in_float32(load_lora: Any, tiny: Path) 
         parameter.requires_grad_(True)
     attach(Trained(model), "sft", **unused)  # type: ignore[arg-type]
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}, "a model trained whole keeps its precision"
-    assert rollouts.engine_settings("model", 16) == {}

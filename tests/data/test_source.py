@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 
-from data.source import BadRow, LeftOut, Row, Spec, field, first, is_held_out, read, text, texts
+from data.source import BadRow, LeftOut, Row, Spec, field, first, is_held_out, items, read, strings, text, texts
 
 CLUES = Spec(
     name="Crossword clues",
     hub_id="nobody/clues",
-    hub_config=None,
-    hub_revision=None,
     raw_row='{"clue": "...", "town": "...", "n": 1}',
     unique_by=("clue", "notes"),
     split_by="town",
@@ -106,7 +104,7 @@ def test_without_the_hub_the_way_out_is_named(tmp_path, streamed):
     # in a process of its own: the library reads these variables once, when it is imported
     code = (
         "from data.source import Spec, read\n"
-        f"spec = Spec('A', 'nobody/clues', None, None, '...', streamed={streamed})\n"
+        f"spec = Spec('A', 'nobody/clues', '...', streamed={streamed})\n"
         "try: read(spec, dict, 'train')\n"
         "except ValueError as error: print(error)"
     )
@@ -318,6 +316,9 @@ def test_values_are_found_by_path_and_stripped():
     assert texts(row, "none") == []
     assert field(row, "n", int) == 3
     assert field(row, "answer.value", str) == " a "
+    assert items(row, "answer.aliases") == {"answer.aliases[0]": " b", "answer.aliases[1]": "c\n"}
+    assert text(row, "answer.aliases[0]") == "b"
+    assert strings({"pages": [["x"], [" ", "y"]]}, "pages[1]") == [" ", "y"]
 
 
 FAULTS = [
@@ -332,6 +333,9 @@ FAULTS = [
     ({"a": "x"}, "a", texts, "has a 'a' of type str, not a list"),
     ({"a": {"b": ["x", 1]}}, "a.b", texts, "has a 'a.b[1]' of type int, not a string"),
     ({"a": ["x", ""]}, "a", texts, "has an empty a[1]"),
+    ({"a": [{"b": 1}, {"c": 2}]}, "a[1].b", text, "has no 'a[1].b'"),
+    ({"a": [[], ["x", 1]]}, "a[1]", strings, "has a 'a[1][1]' of type int, not a string"),
+    ({"a": ["x"]}, "a[0].b", text, "has a 'a[0]' of type str, not an object"),
     ({"a": ["\ud83d"]}, "a", texts, "has a 'a[0]' with half a character in it (a lone surrogate)"),
     ({"a": True}, "a", lambda row, path: field(row, path, int), "has a 'a' of type bool, not a whole number"),
     ({"a": 1.5}, "a", lambda row, path: field(row, path, int), "has a 'a' of type float, not a whole number"),

@@ -170,7 +170,10 @@ BAD_PAGES = {
         {"search_results": {"title": ["A"], "search_context": []}},
         "has 1 titles and 0 of search_context in its search_results",
     ),
-    "a number": ({"search_results": {"title": ["A"], "search_context": [7]}}, "'search_context' of type int"),
+    "a number": (
+        {"search_results": {"title": ["A"], "search_context": [7]}},
+        "has a 'search_results.search_context[0]' of type int, not a string",
+    ),
 }
 
 

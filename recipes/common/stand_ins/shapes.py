@@ -23,16 +23,7 @@ TINY = ModelSpec(
     context=8192,
     eos_token=EOS,
     pad_token=PAD,
-    shape=Shape(
-        layers=4,
-        hidden=256,
-        heads=4,
-        kv_heads=2,
-        head_dim=64,
-        intermediate=768,
-        vocab=49_152,
-        tied_embeddings=True,
-    ),
+    shape=Shape(layers=4, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocab=49_152, tied=True),
 )
 """A Llama of 16 million parameters with the embedded model's vocabulary, for machines without a GPU."""
 
@@ -101,7 +92,7 @@ def _config(spec: ModelSpec) -> dict[str, Any]:
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "max_position_embeddings": spec.context,
-        "tie_word_embeddings": shape.tied_embeddings,
+        "tie_word_embeddings": shape.tied,
         "bos_token_id": 1,  # SmolLM2's
         "eos_token_id": 2,
         "pad_token_id": 0,

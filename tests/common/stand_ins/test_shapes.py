@@ -21,13 +21,13 @@ LLAMA: dict[str, Any] = {
     "head_dim": 64,
     "intermediate": 192,
     "vocab": 512,
-    "tied_embeddings": False,
+    "tied": False,
 }
 FAMILIES = {
     "llama": LLAMA,
-    "qwen2": LLAMA | {"qkv_bias": True, "tied_embeddings": True},
-    "gemma3_text": LLAMA | {"head_dim": 32, "qk_norm": True, "norms_per_layer": 4, "tied_embeddings": True},
-    "opt": LLAMA | {"kv_heads": 2, "positions": 66, "tied_embeddings": True},
+    "qwen2": LLAMA | {"qkv_bias": True, "tied": True},
+    "gemma3_text": LLAMA | {"head_dim": 32, "qk_norm": True, "norms_per_layer": 4, "tied": True},
+    "opt": LLAMA | {"kv_heads": 2, "positions": 66, "tied": True},
 }
 
 
