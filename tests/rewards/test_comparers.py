@@ -4,6 +4,7 @@ And an LLM judge that compares, on a real loopback server or in this process.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_pairrm_judges_and_rewards(folder: Path, monkeypatch: pytest.MonkeyPatch
     asked: list[str] = []
     fetch = pairrm.fetch
 
-    def fetched(source: str, revision: str | None = None) -> Path:
+    def fetched(source: str) -> Path:
         asked.append(source)
         return fetch(str(folder) if source == "llm-blender/PairRM-hf" else source)
 
@@ -58,7 +59,9 @@ def test_pairrm_judges_and_rewards(folder: Path, monkeypatch: pytest.MonkeyPatch
         make = comparers.reward_by_name(name)
         assert asked == [source] * 2  # before anything is loaded
         assert prefer is not None
-        assert prefer(PROMPTS, FIRST, SECOND) == judge.compare(PROMPTS, FIRST, SECOND, symmetric=False)
+        assert prefer(PROMPTS, FIRST, SECOND) == pytest.approx(
+            [1 / (1 + math.exp(-logit)) for logit in judge.logits(PROMPTS, FIRST, SECOND)]
+        )
         reward = make(None)
         assert reward.__name__ == "pairrm_reward"
         assert reward(prompts=PROMPTS, completions=completions, reference=SECOND) == judge.logits(
