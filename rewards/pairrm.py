@@ -17,7 +17,6 @@ import math
 import re
 from collections.abc import Sequence
 from functools import cache
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +71,16 @@ def model_class() -> Any:
     return PairRM
 
 
-def load(source: str = SOURCE, revision: str | None = None) -> "Judge":
-    """PairRM in float32, on the GPU where there is one.
+def load(source: str) -> "Judge":
+    """PairRM in float32, on the GPU where there is one: from the hub, or a folder with config, weights and tokenizer.
 
-    Args:
-        source: hub id, or a folder with config, safetensors and tokenizer.
-        revision: branch, tag or commit on the hub.
-
-    Raises:
-        ValueError: the hub cannot be reached, there are no safetensors, tensors are missing, unexpected or of another
-            shape, or the tokenizer does not know the tokens that begin prompt and responses.
+    Raises ValueError where the hub cannot be reached, there are no safetensors, tensors are missing, unexpected or of
+    another shape, or the tokenizer does not know the tokens that begin prompt and responses.
     """
     import torch
     from transformers import AutoTokenizer
 
-    folder = fetch(source, revision)
+    folder = fetch(source)
     log = logging.getLogger("transformers.modeling_utils")
     log.disabled = True  # it prints a table of what the sentence below says
     try:
@@ -113,18 +107,19 @@ def load(source: str = SOURCE, revision: str | None = None) -> "Judge":
     return Judge(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer)
 
 
-def prefer(source: str = SOURCE, revision: str | None = None) -> Prefer:
+def prefer(source: str) -> Prefer:
     """PairRM between two responses to a prompt, a text or messages.
 
     Fetched now, before a recipe trains for hours, and loaded at the first call. It reads every pair in the order given:
-    `win_rate` asks for both, decides as if the logits were averaged, and counts how often the order changes PairRM's
-    mind. Raises ValueError as `load`.
+    `win_rate` asks for both, decides as if the logits, which are log-odds, were averaged, and counts how often the
+    order changes PairRM's mind. Raises ValueError as `load`.
     """
-    folder = str(fetch(source, revision))
+    folder = str(fetch(source))
     load_once = cache(load)
 
     def compare(prompts: Sequence[str | Messages], first: Sequence[str], second: Sequence[str]) -> list[float]:
-        return load_once(folder).compare(prompts, first, second, symmetric=False)
+        # The sigmoid, without overflow.
+        return [0.5 + 0.5 * math.tanh(logit / 2) for logit in load_once(folder).logits(prompts, first, second)]
 
     return compare
 
@@ -135,10 +130,7 @@ def reward(judge: "Judge") -> Reward:
     Returns the logit of each completion against the fixed response to its prompt in the column `reference`, a list of
     texts: any number, 0 where PairRM finds both as good, neither clipped nor scaled. The completion is always read
     first: half the work of both orders, and what PairRM feels for the first place is the same for all. Prompts are
-    texts or messages, completions texts or lists of one assistant message.
-
-    UltraFeedback and WebGPT were both in PairRM's training data: on their prompts this reward remembers as well as
-    judges, so let another judge say whether a policy improved. The function raises ValueError as `Judge.logits`.
+    texts or messages, completions texts or lists of one assistant message. Raises ValueError as `Judge.logits`.
     """
 
     def pairrm_reward(
@@ -152,7 +144,7 @@ def reward(judge: "Judge") -> Reward:
     return pairrm_reward
 
 
-def fetch(source: str = SOURCE, revision: str | None = None) -> Path:
+def fetch(source: str) -> Path:
     """The folder of a PairRM: `source` itself, or where the hub's copy is kept, fetched where it is not.
 
     Raises ValueError where the hub cannot be reached, and for a folder without PairRM's config and safetensors.
@@ -163,7 +155,7 @@ def fetch(source: str = SOURCE, revision: str | None = None) -> Path:
 
         wanted = ["*.json", "*.model", "*.safetensors"]  # nothing pickled
         try:
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+            folder = Path(snapshot_download(source, allow_patterns=wanted))
         except Exception as error:  # the network, the hub, the name or the disk, under any of a dozen types
             reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
             raise ValueError(
@@ -203,59 +195,26 @@ class Judge:
     def logits(self, prompts: Sequence[str | Messages], first: Sequence[str], second: Sequence[str]) -> list[float]:
         """By how much PairRM, which reads `first` before `second`, finds the first response the better one.
 
-        The log-odds of P(first better) as trained, in one order only: it may favour a position. Against a fixed
-        response to each prompt as `second` this is a reward for reinforcement learning: any number, neither clipped
-        nor scaled.
-
-        Raises:
-            ValueError: lists of different sizes, or a prompt whose turns do not alternate and end with the user's.
+        The log-odds of P(first better) as trained, in one order only: it may favour a position. Raises ValueError for
+        lists of different sizes, and for a prompt whose turns do not alternate and end with the user's.
         """
-        _check_sizes(prompts, first, second)
-        return self._forward([self.encode(*row) for row in zip(prompts, first, second, strict=True)])
+        import torch
 
-    def compare(
-        self,
-        prompts: Sequence[str | Messages],
-        first: Sequence[str],
-        second: Sequence[str],
-        *,
-        symmetric: bool = True,
-    ) -> list[float]:
-        """P(first better), from 0 to 1, for each prompt; fits `eval.winrate.Prefer`. Raises ValueError as `logits`.
-
-        Symmetric, it is sigmoid((logit of first, second - logit of second, first) / 2), so that P(first better) and
-        P(second better) sum to 1. Both logits are log-odds, for PairRM is trained on -log sigmoid of its logit in one
-        order: halved, their difference is the mean of two estimates of the same log-odds, and its sign the published
-        verdict. Otherwise it is the sigmoid of the one logit, for half the work.
-        """
-        _check_sizes(prompts, first, second)
-        if not symmetric:
-            return [_sigmoid(logit) for logit in self.logits(prompts, first, second)]
-        both = self.logits([*prompts, *prompts], [*first, *second], [*second, *first])
-        forth, back = both[: len(prompts)], both[len(prompts) :]
-        return [_sigmoid((one - other) / 2) for one, other in zip(forth, back, strict=True)]
-
-    def rank(self, prompts: Sequence[str | Messages], candidates: Sequence[Sequence[str]]) -> list[list[int]]:
-        """The rank of each candidate response to each prompt: 1 is the best, and equal scores share a rank.
-
-        As published: every ordered pair of candidates is read, C[i, j] is the logit of i before j, and the score of i
-        is the mean over j of C[i, j] - C[j, i]. Raises ValueError as `logits`.
-        """
-        if len(prompts) != len(candidates):
-            raise ValueError(f"PairRM: {len(prompts)} prompts, but {len(candidates)} lists of candidates")
-        pairs = [(n, i, j) for n, texts in enumerate(candidates) for i, j in permutations(range(len(texts)), 2)]
-        found = self.logits(
-            [prompts[n] for n, _, _ in pairs],
-            [candidates[n][i] for n, i, _ in pairs],
-            [candidates[n][j] for n, _, j in pairs],
-        )
-        logit = dict(zip(pairs, found, strict=True))
-        ranks = []
-        for n, texts in enumerate(candidates):
-            others = range(len(texts))  # of as many, the sum ranks as the mean does
-            scores = [sum(logit[n, i, j] - logit[n, j, i] for j in others if j != i) for i in others]
-            ranks.append([1 + sum(other > score for other in scores) for score in scores])
-        return ranks
+        rows = [tuple(self.encode(*row)) for row in zip(prompts, first, second, strict=True)]
+        batches: list[list[tuple[int, ...]]] = []
+        for row in sorted(set(rows), key=lambda row: (len(row), row)):  # equal rows are equal to the last digit
+            if not batches or (len(batches[-1]) + 1) * len(row) > BATCH_TOKENS:
+                batches.append([])
+            batches[-1].append(row)
+        logits: dict[tuple[int, ...], float] = {}
+        for batch in batches:
+            # As long as the longest row: published are 2,048, of which columns of nothing but padding are dropped.
+            padded = self.tokenizer.pad({"input_ids": [list(row) for row in batch]}, return_tensors="pt")
+            padded = padded.to(self.model.device)
+            with torch.inference_mode():
+                found = self.model(padded["input_ids"], padded["attention_mask"])
+            logits.update(zip(batch, found.tolist(), strict=True))
+        return [logits[row] for row in rows]
 
     def encode(self, prompt: str | Messages, first: str, second: str) -> list[int]:
         """The ids of one row: [CLS] prefix text [SEP], three times over, at most 2,048 in all.
@@ -272,33 +231,6 @@ class Judge:
     def _segment(self, prefix: str, text: str, limit: int) -> list[int]:
         clean = self._marks.sub(" ", text)
         return self.tokenizer.encode(PREFIXES[prefix] + clean, max_length=limit, truncation=True)
-
-    def _forward(self, rows: Sequence[list[int]]) -> list[float]:
-        """The logit of each row; equal rows are read once, so that theirs are equal to the last digit."""
-        import torch
-
-        batches: list[list[tuple[int, ...]]] = []
-        for row in sorted(set(map(tuple, rows)), key=lambda row: (len(row), row)):
-            if not batches or (len(batches[-1]) + 1) * len(row) > BATCH_TOKENS:
-                batches.append([])
-            batches[-1].append(row)
-        logits: dict[tuple[int, ...], float] = {}
-        for batch in batches:
-            # As long as the longest row: published are 2,048, of which columns of nothing but padding are dropped.
-            padded = self.tokenizer.pad({"input_ids": [list(row) for row in batch]}, return_tensors="pt")
-            padded = padded.to(self.model.device)
-            with torch.inference_mode():
-                found = self.model(padded["input_ids"], padded["attention_mask"])
-            logits.update(zip(batch, found.tolist(), strict=True))
-        return [logits[tuple(row)] for row in rows]
-
-
-def _check_sizes(prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> None:
-    if len({len(prompts), len(first), len(second)}) != 1:
-        raise ValueError(
-            f"PairRM: expected two responses to every prompt, got {len(prompts)} prompts, {len(first)} and "
-            f"{len(second)} responses"
-        )
 
 
 def _as_text(prompt: str | Messages) -> tuple[str, str]:
@@ -321,7 +253,3 @@ def _as_text(prompt: str | Messages) -> tuple[str, str]:
     inputs = [f"USER: {text}\nAssistant: <Response {i}>" for i, text in enumerate(asked, start=1)]
     earlier = [f"<Response {i}>: {text}\n" for i, text in enumerate(answered, start=1)]
     return TURNS + "\n".join(inputs), "".join(earlier) + f"<Response {len(asked)}>: "
-
-
-def _sigmoid(logit: float) -> float:
-    return 0.5 + 0.5 * math.tanh(logit / 2)  # no overflow

@@ -49,16 +49,16 @@ def measure(folder: str, pairs: int, tokens: int) -> dict[str, Any]:
     import torch
 
     pairrm.model_class()  # with transformers: libraries belong to the start
-    texts = build_pairs(pairs, tokens)
+    prompts, first, second = build_pairs(pairs, tokens)
     start = gauge.resident_mib("VmRSS")
     gauge.reset_peak()
     judge = pairrm.load(folder)
     # The file is mapped, so that a weight takes room when it is first read: those of tokens in no text count too.
     sum(weight.sum() for weight in judge.model.state_dict().values())
-    if {len(judge.encode(*row)) for row in zip(*texts, strict=True)} != {tokens}:
+    if {len(judge.encode(*row)) for row in zip(prompts, first, second, strict=True)} != {tokens}:
         raise RuntimeError(f"the pairs are not of {tokens} tokens: the tokenizer does not read letter by letter")
     began = time.perf_counter()
-    judge.compare(*texts)
+    judge.logits(prompts * 2, first + second, second + first)
     seconds = time.perf_counter() - began
     peak = gauge.resident_mib("VmHWM")
     weights = sum(weight.nbytes for weight in judge.model.state_dict().values()) / 2**20

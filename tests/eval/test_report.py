@@ -238,7 +238,7 @@ def reward_steps(count: int, **changes: Any) -> list[dict[str, Any]]:
 
 
 WIN_RATE = {
-    **{"n": 40, "wins": 24, "ties": 2, "losses": 14, "rate": 0.625, "ci95": [0.475, 0.7625]},
+    **{"n": 40, "unjudged": 0, "wins": 24, "ties": 2, "losses": 14, "rate": 0.625, "ci95": [0.475, 0.7625]},
     **{"length_controlled_rate": 0.55, "length_controlled_ci95": [0.4, 0.69], "order_disagreement": 0.1},
     **{"before_mean_length": 80.0, "after_mean_length": 120.5, "length_unit": "words"},
 }

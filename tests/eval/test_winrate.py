@@ -38,6 +38,7 @@ def test_win_rate_counted_by_hand() -> None:
     interval = found.pop("ci95")
     assert found == {
         "n": 5,
+        "unjudged": 0,
         "wins": 2,
         "ties": 2,
         "losses": 1,
@@ -152,6 +153,18 @@ def test_the_same_responses_are_ties_that_nobody_is_asked_about() -> None:
     assert found["length_controlled_rate"] == 0.5
 
 
+def test_pairs_without_a_verdict_in_either_order_are_left_out_and_counted() -> None:
+    def prefer(prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> list[float | None]:
+        failed = [row in {("p0", "b"), ("p1", "aaa")} for row in zip(prompts, first, strict=True)]
+        return [None if no else x for no, x in zip(failed, by_length(prompts, first, second), strict=True)]
+
+    found = win_rate(["p0", "p1", "p2", "p3"], ["a", "a", "a", "a"], ["b", "aaa", "b b b", "a"], prefer)
+    assert (found["n"], found["unjudged"], found["wins"], found["ties"], found["rate"]) == (2, 2, 1, 1, 0.75)
+    assert (found["after_mean_length"], found["order_disagreement"]) == (2.0, 0.0)
+    assert "; 2 pairs without a verdict left out; " in describe(found)
+    assert win_rate("ab", ["x", "y"], ["xx", "yy"], lambda *columns: [None, None]) is None
+
+
 def test_lengths_are_tokens_where_they_are_known() -> None:
     found = win_rate("ab", ["x", "y"], ["xx", "yy"], by_length, tokens=([3, 5], [10, 20]))
     assert (found["before_mean_length"], found["after_mean_length"], found["length_unit"]) == (4.0, 15.0, "tokens")
@@ -186,6 +199,7 @@ def test_a_judge_whose_answers_are_no_probabilities_is_refused(answers: list[flo
 def test_the_rate_is_never_told_without_both_lengths() -> None:
     found = {
         "n": 64,
+        "unjudged": 0,
         "wins": 38,
         "ties": 4,
         "losses": 22,

@@ -4,6 +4,7 @@ And an LLM judge that compares, on a real loopback server or in this process.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_pairrm_judges_and_rewards(folder: Path, monkeypatch: pytest.MonkeyPatch
     asked: list[str] = []
     fetch = pairrm.fetch
 
-    def fetched(source: str, revision: str | None = None) -> Path:
+    def fetched(source: str) -> Path:
         asked.append(source)
         return fetch(str(folder) if source == "llm-blender/PairRM-hf" else source)
 
@@ -58,7 +59,9 @@ def test_pairrm_judges_and_rewards(folder: Path, monkeypatch: pytest.MonkeyPatch
         make = comparers.reward_by_name(name)
         assert asked == [source] * 2  # before anything is loaded
         assert prefer is not None
-        assert prefer(PROMPTS, FIRST, SECOND) == judge.compare(PROMPTS, FIRST, SECOND, symmetric=False)
+        assert prefer(PROMPTS, FIRST, SECOND) == pytest.approx(
+            [1 / (1 + math.exp(-logit)) for logit in judge.logits(PROMPTS, FIRST, SECOND)]
+        )
         reward = make(None)
         assert reward.__name__ == "pairrm_reward"
         assert reward(prompts=PROMPTS, completions=completions, reference=SECOND) == judge.logits(
@@ -194,22 +197,23 @@ def test_half_a_verdict_is_no_win(judge_of: Any, capsys: pytest.CaptureFixture, 
     prefer = comparers.judged(lambda: judge)
     lost = [row for row, pair in enumerate(zip(BEFORE, AFTER, strict=True)) if fails in pair]
     there, back = prefer("abcd", AFTER, BEFORE), prefer("abcd", BEFORE, AFTER)
-    assert [(there[row], back[row]) for row in lost] == [(0.5, 0.5)] * len(lost)
+    assert [(there[row], back[row]) for row in lost] == [(None, None)] * len(lost)
     assert (len(server.requests), judge.counts.failed) == (8, len(lost))  # what failed was not asked again
     found = win_rate("abcd", BEFORE, AFTER, prefer)
+    assert (found["n"], found["unjudged"]) == (4 - len(lost), len(lost))
     assert found["wins"] == found["losses"] == (0 if biased or fails != "also bad" else 1)
     printed = capsys.readouterr().out
-    assert printed.count(f"; {len(lost)} of 4 pairs lack a verdict and count as ties") == 1
+    assert printed.count(f"; {len(lost)} of 4 pairs lack a verdict and are left out") == 1
     assert f"{len(lost)} failed (the last: HTTP 400" in printed
 
 
-def test_a_spent_budget_makes_ties(judge_of: Any, capsys: pytest.CaptureFixture) -> None:
+def test_a_spent_budget_leaves_pairs_out(judge_of: Any, capsys: pytest.CaptureFixture) -> None:
     server, judge = judge_of(lambda first, second: "first" if "bad" in second else "second", max_calls=3, concurrency=1)
     found = compared(judge)
     assert len(server.requests) == 3
-    assert (found["wins"], found["ties"], found["losses"]) == (1, 3, 0)
+    assert (found["n"], found["unjudged"], found["wins"], found["order_disagreement"]) == (1, 3, 1, 0.0)
     printed = capsys.readouterr().out
-    assert "budget of 3 calls is spent" in printed and "3 of 4 pairs lack a verdict and count as ties" in printed
+    assert "budget of 3 calls is spent" in printed and "3 of 4 pairs lack a verdict and are left out" in printed
 
 
 def test_a_judge_that_never_answers_stops_the_comparison(judge_of: Any) -> None:

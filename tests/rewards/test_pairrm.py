@@ -199,21 +199,13 @@ def test_padding_is_dropped_and_changes_nothing(judge: Judge, monkeypatch: pytes
 # Scores
 
 
-def test_either_order_gives_the_same_verdict(judge: Judge) -> None:
-    found, swapped = judge.compare(PROMPTS, FIRST, SECOND), judge.compare(PROMPTS, SECOND, FIRST)
-    assert [p + q for p, q in zip(found, swapped, strict=True)] == pytest.approx([1.0] * 4, abs=1e-12)
-    forth, back = judge.logits(PROMPTS, FIRST, SECOND), judge.logits(PROMPTS, SECOND, FIRST)
-    expected = [1 / (1 + math.exp((b - a) / 2)) for a, b in zip(forth, back, strict=True)]
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert judge.compare(PROMPTS, FIRST, FIRST) == [0.5] * 4
+def test_a_comparison_is_the_probability_in_one_order(folder: Path, judge: Judge) -> None:
+    prefer = pairrm.prefer(str(folder))
+    found, logits = prefer(PROMPTS, FIRST, SECOND), judge.logits(PROMPTS, FIRST, SECOND)
+    assert found == pytest.approx([1 / (1 + math.exp(-logit)) for logit in logits], abs=1e-6)
     assert min(found) < 0.45 and max(found) > 0.55
-
-
-def test_one_order_alone_has_a_bias(judge: Judge) -> None:
-    found = judge.compare(PROMPTS, FIRST, SECOND, symmetric=False)
-    expected = [1 / (1 + math.exp(-logit)) for logit in judge.logits(PROMPTS, FIRST, SECOND)]
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert any(abs(p - q) > 0.01 for p, q in zip(found, judge.compare(PROMPTS, FIRST, SECOND), strict=True))
+    swapped = prefer(PROMPTS, SECOND, FIRST)
+    assert any(abs(p + q - 1) > 0.01 for p, q in zip(found, swapped, strict=True))  # the place counts
 
 
 def test_a_logit_does_not_depend_on_its_batch(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +215,7 @@ def test_a_logit_does_not_depend_on_its_batch(judge: Judge, monkeypatch: pytest.
         assert judge.logits(PROMPTS, FIRST, SECOND) == pytest.approx(alone, abs=1e-5)
         backwards = judge.logits(PROMPTS[::-1], FIRST[::-1], SECOND[::-1])
         assert backwards[::-1] == pytest.approx(alone, abs=1e-5)
-    assert judge.logits([], [], []) == judge.compare([], [], []) == judge.rank([], []) == []
+    assert judge.logits([], [], []) == []
 
 
 def test_a_batch_holds_no_more_tokens_than_the_longest_input(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,49 +234,34 @@ def test_a_batch_holds_no_more_tokens_than_the_longest_input(judge: Judge, monke
     assert shapes == sorted(shapes, key=lambda shape: shape[1])
 
 
-def test_ranks_are_those_of_the_mean_difference_to_the_others(judge: Judge) -> None:
-    candidates = ["4", "Five.", LONG, "It is four.", "No."]
-    (found,) = judge.rank(["What is 2 + 2?"], [candidates])
-    means = []
-    for one in candidates:
-        differences = [
-            judge.logits(["What is 2 + 2?"], [one], [other])[0] - judge.logits(["What is 2 + 2?"], [other], [one])[0]
-            for other in candidates
-        ]
-        means.append(sum(differences) / len(differences))
-    best_first = sorted(range(5), key=lambda i: -means[i])
-    assert [found.index(rank) for rank in range(1, 6)] == best_first
+def test_equal_texts_have_equal_logits(judge: Judge) -> None:
+    first, second = ["4", LONG, "4"], [LONG, "4", LONG]
+    one, other, again = judge.logits(["What is 2 + 2?"] * 3, first, second)
+    assert one == again != other
 
 
-def test_the_rank_of_two_agrees_with_the_comparison(judge: Judge) -> None:
-    ranks = judge.rank(PROMPTS, [list(pair) for pair in zip(FIRST, SECOND, strict=True)])
-    found = judge.compare(PROMPTS, FIRST, SECOND)
-    assert ranks == [[1, 2] if p > 0.5 else [2, 1] for p in found] and len(set(map(tuple, ranks))) == 2
-
-
-def test_equal_texts_share_a_rank(judge: Judge) -> None:
-    different, same, one, none = judge.rank(PROMPTS, [["4", LONG, "4", "No.", "4"], ["4", "4"], ["4"], []])
-    assert different[0] == different[2] == different[4] and len(set(different)) == 3
-    assert (same, one, none) == ([1, 1], [1], [])
-
-
-def test_logits_far_apart_are_still_probabilities(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "logits", lambda prompts, first, second: [1e4, -1e4, -1e4, 1e4][: len(prompts)])
-    assert judge.compare(["a"] * 2, ["b"] * 2, ["c"] * 2) == [1.0, 0.0]
+def test_logits_far_apart_are_still_probabilities(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "logits", lambda *_: [1e4, -1e4])
+    assert pairrm.prefer(str(folder))(["a"] * 2, ["b"] * 2, ["c"] * 2) == [1.0, 0.0]
 
 
 # As a judge of runs
 
 
 def test_a_run_is_judged_in_both_orders(folder: Path, judge: Judge) -> None:
+    """The verdict is that of the mean of both logits, as published, so swapping the sides swaps it."""
     from eval.winrate import win_rate
 
     prompts = [[{"role": "user", "content": text}] for text in PROMPTS]
-    once = win_rate(prompts, FIRST, SECOND, pairrm.prefer(str(folder)))
-    both = win_rate(prompts, FIRST, SECOND, judge.compare)
-    assert both["order_disagreement"] == 0.0
-    assert once | {"order_disagreement": 0.0} == both
-    assert 0 < both["rate"] < 1
+    prefer = pairrm.prefer(str(folder))
+    found, swapped = win_rate(prompts, FIRST, SECOND, prefer), win_rate(prompts, SECOND, FIRST, prefer)
+    forth, back = judge.logits(prompts, SECOND, FIRST), judge.logits(prompts, FIRST, SECOND)
+    wins = [one > other for one, other in zip(forth, back, strict=True)]
+    assert found["rate"] == sum(wins) / 4 and 0 < sum(wins) < 4
+    assert found["rate"] + swapped["rate"] == 1.0
+    same = [one * other < 0 for one, other in zip(forth, back, strict=True)]
+    assert found["order_disagreement"] == swapped["order_disagreement"] == 1 - sum(same) / 4
+    assert win_rate(prompts, FIRST, FIRST, prefer)["ties"] == 4
 
 
 # As a reward
@@ -354,7 +331,7 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     match = r"PairRM-hf could not be fetched from the hub \(LocalEntry.*ConnectError\).*train a reward model"
     refuse(match, pairrm.SOURCE, load, pairrm.prefer)
-    assert asked["source"] == "llm-blender/PairRM-hf" and asked["revision"] is None
+    assert asked["source"] == "llm-blender/PairRM-hf"
     assert not any("bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"])
 
 
@@ -414,10 +391,6 @@ def test_turns_out_of_order_are_refused(roles: list[str], judge: Judge) -> None:
 
 
 def test_lists_of_different_sizes_are_refused(judge: Judge) -> None:
-    for call in (judge.logits, judge.compare):
-        with pytest.raises(ValueError, match="expected two responses to every prompt, got 4 prompts, 4 and 3"):
-            call(PROMPTS, FIRST, SECOND[:3])
-        with pytest.raises(ValueError, match="got 4 prompts, 3 and 5"):
-            call(PROMPTS, FIRST[:3], [*SECOND, "5"])
-    with pytest.raises(ValueError, match="4 prompts, but 1 lists of candidates"):
-        judge.rank(PROMPTS, [FIRST])
+    for first, second in ((FIRST, SECOND[:3]), (FIRST[:3], [*SECOND, "5"])):
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            judge.logits(PROMPTS, first, second)
