@@ -1,18 +1,21 @@
-"""What the benches share: a process's memory, bars and their verdicts, the command line, and where figures are kept."""
+"""What the benches share: a process's memory, turns, tables, bars and their verdicts, the command line and the file."""
 
 import argparse
+import gc
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from eval.files import results_path, write_json_atomic
-from recipes.bench.process import ROOT
+from recipes.bench.process import ROOT, Failed
 from recipes.common import machine
 
 PEER_PYTHON = ".venv-trl112/bin/python"
-Bar = tuple[str, str, str, float]  # what is compared, whose, with whose, and the largest ratio of the two
+# What is compared, whose, with whose, and the largest ratio of the two; None: it is shown for information.
+Bar = tuple[str, str, str, float | None]
 
 
 def resident_mib(field: str) -> int:
@@ -22,9 +25,31 @@ def resident_mib(field: str) -> int:
     return round(int(kib) / 1024)
 
 
-def reset_peak() -> None:
-    """Let the kernel's mark of the peak, "VmHWM", start again from what is held now."""
+def reset_peak() -> int:
+    """Let the kernel's mark of the peak, "VmHWM", start again from what is held now; returns that, in MiB."""
+    gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return resident_mib("VmRSS")
+
+
+def in_turn(contenders: Iterable[tuple[str, Callable[[], Any]]]) -> Iterator[tuple[str, Any]]:
+    """Each contender's name with what it found; None where it failed, for the others' figures must not go with it."""
+    for name, contend in contenders:
+        began = time.monotonic()
+        try:
+            found = contend()
+        except (Failed, RuntimeError) as error:
+            print(f"{name} failed: {error}", flush=True)
+            yield name, None
+        else:
+            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+            yield name, found
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first column stands on the left, and all others on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
 def judged(bars: Sequence[Bar], figures: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
@@ -34,17 +59,20 @@ def judged(bars: Sequence[Bar], figures: Mapping[str, Mapping[str, float]]) -> l
         found = figures.get(what, {})
         if whose in found and found.get(peer):
             ratio = found[whose] / found[peer]
-            rows.append(dict(what=what, whose=whose, peer=peer, ratio=round(ratio, 3), bar=bar, met=ratio <= bar))
+            met = None if bar is None else ratio <= bar
+            rows.append(dict(what=what, whose=whose, peer=peer, ratio=round(ratio, 3), bar=bar, met=met))
     return rows
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each row of `judged`."""
-    return [
-        f"{row['what'] + ': ' + row['whose'] + ' / ' + row['peer']:34}{row['ratio']:7.3f}   at most {row['bar']:.2f}: "
-        f"{'met' if row['met'] else 'MISSED'}"
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        verdict = "for information"
+        if row["bar"] is not None:
+            verdict = f"at most {row['bar']:.2f}: {'met' if row['met'] else 'MISSED'}"
+        lines.append(f"{row['what'] + ': ' + row['whose'] + ' / ' + row['peer']:34}{row['ratio']:7.3f}   {verdict}")
+    return lines
 
 
 def command_line(description: str | None, *, peer: bool = False) -> argparse.ArgumentParser:

@@ -24,7 +24,6 @@ from typing import Any
 
 from recipes.bench import gauge
 from rewards import deepeval
-from rewards.contract import Reward
 from rewards.judge import Judge, connect
 from rewards.tags import render
 
@@ -57,17 +56,7 @@ def serve(answer: Callable[[dict[str, Any]], str], seconds: float = 0.0) -> Iter
             time.sleep(seconds)
             words = sum(len(message["content"].split()) for message in request["messages"])
             usage = {"prompt_tokens": words, "completion_tokens": len(text.split())}
-            message = {"role": "assistant", "content": text}
-            self.reply(
-                {
-                    "id": "scripted",
-                    "object": "chat.completion",
-                    "created": 0,
-                    "model": request["model"],
-                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                    "usage": {**usage, "total_tokens": sum(usage.values())},
-                }
-            )
+            self.reply({"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage})
 
         def reply(self, body: dict[str, Any]) -> None:
             encoded = json.dumps(body).encode()
@@ -101,18 +90,16 @@ def verdict(request: dict[str, Any]) -> str:
 
 def build_columns(count: int, first: int = 0) -> dict[str, list[Any]]:
     """`count` different completions with the columns of a judge reward, the numbers in them from `first` on."""
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("prompts", "completions", "question", "answer", "aliases", "passages")
+    numbers = range(first, first + count)
+    golds = [f"{number} bridges" for number in numbers]
+    texts = [render("The passage says so.", gold) for gold in golds]
+    return {
+        "completions": [[{"role": "assistant", "content": text}] for text in texts],
+        "question": [f"How many bridges had the town of case {number}?" for number in numbers],
+        "answer": golds,
+        "aliases": [[gold] for gold in golds],
+        "passages": [[f"Case {number}\nThe town had {number} bridges over its river."] for number in numbers],
     }
-    for number in range(first, first + count):
-        question, gold = f"How many bridges had the town of case {number}?", f"{number} bridges"
-        columns["prompts"].append([{"role": "user", "content": question}])
-        columns["completions"].append([{"role": "assistant", "content": render("The passage says so.", gold)}])
-        columns["question"].append(question)
-        columns["answer"].append(gold)
-        columns["aliases"].append([gold])
-        columns["passages"].append([f"Case {number}\nThe town had {number} bridges over its river."])
-    return columns
 
 
 def measure_lookups(folder: Path, count: int) -> float:
@@ -143,9 +130,8 @@ def measure_step(folder: Path, seconds: float) -> list[float]:
 
     Raises RuntimeError where there was not one request and one verdict for every completion.
     """
-    with serve(verdict) as quick:
-        warm_up: Reward = deepeval.rag_correctness_reward(_connect(quick, folder))
-        warm_up(**build_columns(1))
+    with serve(verdict) as quick:  # which imports the libraries
+        deepeval.rag_correctness_reward(_connect(quick, folder))(**build_columns(1))
     waits = []
     with serve(verdict, seconds) as address:
         judge = _connect(address, folder)
@@ -166,14 +152,14 @@ def _connect(address: str, folder: Path) -> Judge:
     return judge
 
 
-def table(found: dict[str, Any]) -> str:
-    """A line for each figure with its bar."""
+def table(found: dict[str, float]) -> list[tuple[str, bool]]:
+    """A line for each figure with its bar, and whether it is met."""
     rate, wait = found["lookups_per_second"], found["step_seconds"]
     lines = [
-        ("warm cache, verdicts a second", f"{rate:,.0f}", f"at least {LOOKUP_BAR:,}", rate >= LOOKUP_BAR),
-        (f"longest step of {STEP}, seconds", f"{wait:.3f}", f"at most {STEP_BAR}", wait <= STEP_BAR),
+        (f"warm cache, verdicts a second    {rate:9,.0f}   at least {LOOKUP_BAR:,}: ", rate >= LOOKUP_BAR),
+        (f"longest step of {STEP}, seconds       {wait:9.3f}   at most {STEP_BAR}: ", wait <= STEP_BAR),
     ]
-    return "\n".join(f"{what:34}{is_:>9}   {bar}: {'met' if met else 'MISSED'}" for what, is_, bar, met in lines)
+    return [(line + ("met" if met else "MISSED"), met) for line, met in lines]
 
 
 def main() -> int:
@@ -185,20 +171,15 @@ def main() -> int:
         waits = measure_step(Path(folder) / "step", CALL_SECONDS)
         rate = measure_lookups(Path(folder) / "warm", LOOKUPS)
     found = {
-        "lookups": LOOKUPS,
         "lookups_per_second": round(rate),
-        "lookup_bar": LOOKUP_BAR,
-        "completions": STEP,
-        "call_seconds": CALL_SECONDS,
         "step_seconds": round(max(waits), 3),  # no step may wait longer than the bar
         "median_step_seconds": round(statistics.median(waits), 3),
-        "step_bar": STEP_BAR,
     }
-    found["met"] = found["lookups_per_second"] >= LOOKUP_BAR and found["step_seconds"] <= STEP_BAR
     print(f"{about['machine']}; {ROUNDS} rounds of each")
-    print(table(found))
-    gauge.keep("judge", about | found)
-    return 0 if found["met"] else 1
+    lines, met = zip(*table(found), strict=True)
+    print(*lines, sep="\n")
+    gauge.keep("judge", {**about, **found, "met": all(met)})
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ reference before it leaves the process with memory that training then uses, and 
 The kernel's own mark of the peak is read and reset through /proc, which is Linux's.
 """
 
-import gc
 import os
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from recipes.bench import gauge, process
@@ -29,9 +29,13 @@ from recipes.bench.training_speed import settings, with_unsloth
 from recipes.common.stand_ins.smollm2 import converted_folder
 
 PAIRS, STEPS, MAX_LENGTH = 4, 3, 256
-CONTENDERS = ("sft", "dpo", "dpo precomputed", "kto", "orpo", "simpo")
 PEER = "sft"
-BARS = {"dpo": 1.25, "dpo precomputed": 1.25}  # whose memory, and the largest ratio to the peer's
+BARS: list[gauge.Bar] = [
+    ("memory", "dpo", PEER, 1.25),
+    ("memory", "dpo precomputed", PEER, 1.25),
+    *(("memory", name, PEER, None) for name in ("kto", "orpo", "simpo")),
+]
+CONTENDERS = (PEER, *(name for _, name, _, _ in BARS))
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,17 @@ def contend(name: str, folder: str) -> dict[str, Any]:
     from recipes.common.preference import rendered, switch_off_reference
 
     pairs = longest_pairs(tokenizer)
+    singles, texts = unpaired(pairs), rendered(pairs, tokenizer, MAX_LENGTH)
+    dpo = (trl.DPOTrainer, trl.DPOConfig, pairs)
+    kinds: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
+        "sft": (trl.SFTTrainer, trl.SFTConfig, singles.remove_columns("label"), {"completion_only_loss": True}),
+        "dpo": (*dpo, {}),
+        "dpo precomputed": (*dpo, {"precompute_ref_log_probs": True}),
+        "kto": (trl.KTOTrainer, trl.KTOConfig, singles, {}),
+        "orpo": (ORPOTrainer, ORPOConfig, texts, {}),
+        "simpo": (CPOTrainer, CPOConfig, texts, {"loss_type": "simpo", "cpo_alpha": 0.0}),
+    }
+    build, configure, rows, own = kinds[name]
     batches: set[tuple[int, int, int]] = set()
 
     def count(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -76,46 +91,26 @@ def contend(name: str, folder: str) -> dict[str, Any]:
             batches.add((rows, width, int(kwargs["attention_mask"].sum())))
 
     model.register_forward_pre_hook(count, with_kwargs=True)
-    gc.collect()
-    start = gauge.resident_mib("VmRSS")
-    gauge.reset_peak()
+    start = gauge.reset_peak()
     with tempfile.TemporaryDirectory() as output:
-        shared: dict[str, Any] = {
+        config = configure(
             **settings(output),
-            "max_steps": STEPS,
-            "max_length": MAX_LENGTH,
-            "bf16": True,
-            "optim": "adamw_torch_fused",
-            "dataloader_pin_memory": False,
-        }
-        by_row = {**shared, "per_device_train_batch_size": 2 * PAIRS}
-        by_pair = {**shared, "per_device_train_batch_size": PAIRS}
-        trainer: Any
-        if name == "sft":
-            config = trl.SFTConfig(**by_row, completion_only_loss=True)
-            rows = unpaired(pairs).remove_columns("label")
-            trainer = trl.SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
-        elif name in ("dpo", "dpo precomputed"):
-            config = trl.DPOConfig(**by_pair, precompute_ref_log_probs=name == "dpo precomputed")
-            trainer = trl.DPOTrainer(model, args=config, train_dataset=pairs, processing_class=tokenizer)
+            **own,
+            max_steps=STEPS,
+            max_length=MAX_LENGTH,
+            per_device_train_batch_size=len(rows),
+            bf16=True,
+            optim="adamw_torch_fused",
+            dataloader_pin_memory=False,
+        )
+        trainer = build(model, args=config, train_dataset=rows, processing_class=tokenizer)
+        if name in ("dpo", "dpo precomputed", "kto"):
             switch_off_reference(trainer)
-        elif name == "kto":
-            config = trl.KTOConfig(**by_row)
-            trainer = trl.KTOTrainer(model, args=config, train_dataset=unpaired(pairs), processing_class=tokenizer)
-            switch_off_reference(trainer)
-        elif name == "orpo":
-            config = ORPOConfig(**by_pair)
-            texts = rendered(pairs, tokenizer, MAX_LENGTH)
-            trainer = ORPOTrainer(model, args=config, train_dataset=texts, processing_class=tokenizer)
-        else:
-            config = CPOConfig(**by_pair, loss_type="simpo", cpo_alpha=0.0)
-            texts = rendered(pairs, tokenizer, MAX_LENGTH)
-            trainer = CPOTrainer(model, args=config, train_dataset=texts, processing_class=tokenizer)
         trainer.train()
     if len(batches) != 1:
         raise RuntimeError(f"{name}: batches of (rows, tokens of the longest, tokens) {sorted(batches)}, not all alike")
-    ((rows, width, tokens),) = batches
-    return asdict(Memory(start, gauge.resident_mib("VmHWM"), [rows, width], tokens))
+    *batch, tokens = batches.pop()
+    return asdict(Memory(start, gauge.resident_mib("VmHWM"), batch, tokens))
 
 
 def longest_pairs(tokenizer: Any) -> Any:
@@ -133,39 +128,29 @@ def longest_pairs(tokenizer: Any) -> Any:
 
 
 def judge(memory: dict[str, Memory]) -> list[dict[str, Any]]:
-    """Every contender beside `PEER`, which must be among them: "whose", "peer", "ratio" of what they took above their
-    start, and "bar" and whether "met", both None where there is none.
+    """`gauge.judged` of what the contenders took above their start.
 
-    Raises RuntimeError where a contender with a bar had other tokens than `PEER`: the ratio would compare nothing.
+    Raises RuntimeError where one with a bar had other tokens than `PEER`: the ratio would compare nothing.
     """
-    peer, rows = memory[PEER], []
-    for name, own in memory.items():
-        bar = BARS.get(name)
-        if bar and (own.batch, own.tokens) != (peer.batch, peer.tokens):
-            raise RuntimeError(
-                f"{name} had batches of {own.batch} with {own.tokens} tokens, and {PEER} of {peer.batch} with "
-                f"{peer.tokens}: their memory cannot be compared"
-            )
-        if name != PEER:
-            ratio = own.above_mib / peer.above_mib
-            row = {"whose": name, "peer": PEER, "ratio": round(ratio, 3), "bar": bar}
-            rows.append({**row, "met": None if bar is None else ratio <= bar})
-    return rows
+    for _, name, _, bar in BARS:
+        if bar and name in memory and PEER in memory:
+            own, peer = ((one.batch, one.tokens) for one in (memory[name], memory[PEER]))
+            if own != peer:
+                raise RuntimeError(
+                    f"{name} had batches of {own[0]} with {own[1]} tokens, and {PEER} of {peer[0]} with {peer[1]}: "
+                    "their memory cannot be compared"
+                )
+    return gauge.judged(BARS, {"memory": {name: own.above_mib for name, own in memory.items()}})
 
 
 def table(memory: dict[str, Memory], judged: list[dict[str, Any]]) -> str:
-    """A line for each contender: tokens of a batch, MiB at its start, at its peak and between, and its verdict."""
-    verdicts = {PEER: ""}
-    for row in judged:
-        bar = "for information"
-        if row["bar"] is not None:
-            bar = f"at most {row['bar']:.2f}: {'met' if row['met'] else 'MISSED'}"
-        verdicts[row["whose"]] = f"{row['ratio']:8.3f}   {bar}"
-    lines = [f"{'':16}{'tokens':>8}{'start':>8}{'peak':>8}{'above':>8}{'/ ' + PEER:>8}"]
-    for name, own in memory.items():
-        figures = (own.tokens, own.start_mib, own.peak_mib, own.above_mib)
-        lines.append((f"{name:16}" + "".join(f"{figure:8,}" for figure in figures) + verdicts[name]).rstrip())
-    return "\n".join(lines)
+    """A line for each contender: tokens of a batch, MiB at its start, at its peak and between; then the verdicts."""
+    rows = [
+        [name, *(f"{figure:,}" for figure in (own.tokens, own.start_mib, own.peak_mib, own.above_mib))]
+        for name, own in memory.items()
+    ]
+    head = ["", "tokens", "start", "peak", "above"]
+    return "\n".join([*gauge.aligned([head, *rows]), "", *gauge.verdicts(judged)])
 
 
 def main() -> int:
@@ -176,33 +161,14 @@ def main() -> int:
     gauge.need_proc(parser)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     about, model = gauge.about(), str(converted_folder())
-    memory: dict[str, Memory] = {}
-    failed: list[str] = []
-    for name in CONTENDERS:
-        try:
-            memory[name] = Memory(**process.call(contend, name, model))
-        except process.Failed as error:  # the others' figures must not go with it
-            print(f"{name} failed: {error}", flush=True)
-            failed.append(name)
-            continue
-        print(f"{name}: {memory[name].above_mib:,} MiB", flush=True)
-    if PEER not in memory:
-        print(f"{PEER} did not end, so nothing can be compared and nothing is written.")
-        return 1
+    turns = gauge.in_turn((name, partial(process.call, contend, name, model)) for name in CONTENDERS)
+    memory = {name: Memory(**found) for name, found in turns if found}
     judged = judge(memory)
-    rows, width = memory[PEER].batch
-    print(f"\n{about['machine']}; {rows} rows of at most {width} tokens, {STEPS} steps; resident memory in MiB")
+    print(f"\n{about['machine']}; batches of {2 * PAIRS} rows, {STEPS} steps; resident memory in MiB")
     print(table(memory, judged))
-
-    figures = {
-        **about,
-        "steps": STEPS,
-        "bars": judged,
-        "memory": {name: {**asdict(own), "above_mib": own.above_mib} for name, own in memory.items()},
-        "failed": failed,
-    }
-    gauge.keep("memory", figures)
-    return 0 if all(row["met"] is not False for row in judged) and not failed else 1
+    figures = {name: {**asdict(own), "above_mib": own.above_mib} for name, own in memory.items()}
+    gauge.keep("memory", {**about, "steps": STEPS, "bars": judged, "memory": figures})
+    return 0 if len(judged) == len(BARS) and all(row["met"] is not False for row in judged) else 1
 
 
 if __name__ == "__main__":

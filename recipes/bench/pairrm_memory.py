@@ -49,9 +49,7 @@ def measure(folder: str, pairs: int, tokens: int) -> dict[str, Any]:
     import torch
 
     pairrm.model_class()  # with transformers: libraries belong to the start
-    prompts, first, second = build_pairs(pairs, tokens)
-    start = gauge.resident_mib("VmRSS")
-    gauge.reset_peak()
+    (prompts, first, second), start = build_pairs(pairs, tokens), gauge.reset_peak()
     judge = pairrm.load(folder)
     # The file is mapped, so that a weight takes room when it is first read: those of tokens in no text count too.
     sum(weight.sum() for weight in judge.model.state_dict().values())

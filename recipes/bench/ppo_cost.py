@@ -8,16 +8,14 @@ In the first part SmolLM2-135M makes updates of 32 completions of exactly 48 tok
 UltraFeedback sample, of 36 to 46 tokens: the model is given an end token that it never writes. Compared are the peak
 of resident memory above what a process holds after its imports, before it loads a model (Linux), and the median time
 of an update, the first of each process left out. The contenders take turns (`TURNS`), since the machine is slower for
-minutes at a time: with one process of each, the ratio of times was 0.83 in one run and 1.06 in the next. TRL's value
-model is an adapter and a head on a second copy of the model, which takes less than one trained whole, as in its
-example, and it writes 32 completions at once.
+minutes at a time. TRL's value model is an adapter and a head on a second copy of the model, which takes less than one
+trained whole, as in its example, and it writes 32 completions at once.
 
 In the second a nano model (recipes/common/stand_ins/nano.py) learns the successor task in 15 updates of 80 episodes,
 with three seeds; what counts is how many of 250 fresh answers are right (after 30 updates either gets 98 of 100 right,
 and nothing can be told apart). TRL's value model is trained whole, with the policy's learning rate; ours, an adapter,
 with five times that, as our trainer allows and as the recipes' own rates of twice and ten times suggest. Each PPO takes
-its turn at each of `RATES`, and its best counts. In a first run, with two rates and our value function at the policy's,
-TRL's best had 244 right and ours 241.
+its turn at each of `RATES`, and its best counts.
 
 Equal for all: LoRA of rank 16 on all seven projections, bf16 autocast, AdamW at a constant rate, no gradient
 checkpointing, temperature 1, a reward that a program computes; for PPO four epochs of one minibatch, KL coefficient
@@ -25,23 +23,21 @@ checkpointing, temperature 1, a reward that a program computes; for PPO four epo
 model's of 80. TRL's PPO ignores `bf16` (its Accelerator is not told), so the environment says it to every process.
 """
 
-import gc
-import json
 import os
 import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from eval.files import results_path, write_json_atomic
+from eval.files import read_json, results_path, write_json_atomic
 from recipes.bench import gauge, process
-from recipes.bench.training_speed import LORA, endless_model, settings, with_unsloth
+from recipes.bench.training_speed import clock, endless_model, settings, with_peft, with_unsloth
 from recipes.common.stand_ins.nano import Nano, random_digits
 
 GROUP, MAX_LENGTH, EPOCHS, KL_COEFFICIENT, MISSING_END_PENALTY = 8, 96, 4, 0.05, 1.0
@@ -88,61 +84,22 @@ class Job:
         }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
-    """Resident memory of this process in MiB when it is made, which should be before a model is loaded, when training
-    is about to begin and at its peak in between and after; seconds of each update, and of generating in each."""
+    """Resident memory in MiB before a model is loaded and at its peak since; seconds of each update."""
 
-    start_mib: int = 0
-    loaded_mib: int = 0
-    peak_mib: int = 0
-    seconds: list[float] = field(default_factory=list)
-    generating: list[float] = field(default_factory=list)
-    tokens: int = 0
-    """Written in all, padding included"""
-
-    def __post_init__(self) -> None:
-        if not self.start_mib:
-            gc.collect()
-            gauge.reset_peak()
-            self.start_mib = gauge.resident_mib("VmRSS")
+    start_mib: int
+    peak_mib: int
+    seconds: list[float]
 
     @property
     def above_mib(self) -> int:
         return self.peak_mib - self.start_mib
 
-    def train(self, trainer: Any, model: Any) -> None:
-        """Train, timing updates and, in them, `model.generate`."""
-        import transformers
 
-        cost, generate = self, model.generate
-
-        class Clock(transformers.TrainerCallback):
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                self.began, self.generated = time.monotonic(), 0.0
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:  # and the next begins: TRL's PPO has no event for that
-                cost.seconds.append(round(time.monotonic() - self.began, 3))
-                cost.generating.append(round(self.generated, 3))
-                self.on_train_begin()
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            began = time.monotonic()
-            output = generate(*args, **kwargs)
-            clock.generated += time.monotonic() - began
-            cost.tokens += getattr(output, "sequences", output)[:, kwargs["input_ids"].shape[1] :].numel()
-            return output
-
-        model.generate, clock = timed, Clock()
-        trainer.add_callback(clock)
-        self.loaded_mib = gauge.resident_mib("VmRSS")
-        trainer.train()
-        self.peak_mib = gauge.resident_mib("VmHWM")
-
-
-def median(turns: Sequence[Cost], what: str) -> float:
-    """Of "seconds" or "generating" over the updates of all turns, without the first of each, which warms up."""
-    return statistics.median(value for cost in turns for value in getattr(cost, what)[1:])
+def median(turns: Sequence[Cost]) -> float:
+    """Seconds of an update over all turns, without the first of each, which warms up."""
+    return statistics.median(value for cost in turns for value in cost.seconds[1:])
 
 
 def contend(work: dict[str, Any]) -> dict[str, Any]:
@@ -151,16 +108,30 @@ def contend(work: dict[str, Any]) -> dict[str, Any]:
     Raises RuntimeError where an endless model wrote other than was asked.
     """
     job = Job(**work)
-    rows = json.loads(Path(job.rows).read_text(encoding="utf-8"))
+    rows = read_json(Path(job.rows))
     endless = "answer" not in rows[0]
+    reward = distinct_words_reward if endless else Nano.successor_reward
+    written = 0
+    seconds: list[float] = []
     with tempfile.TemporaryDirectory() as output:
         build = trl_ppo if job.contender.startswith("trl") else ours
-        cost, trainer, model = build(job, rows, distinct_words_reward if endless else Nano.successor_reward, output)
-        cost.train(trainer, model)
-    if endless and cost.tokens != (asked := job.updates * len(rows) * job.tokens):
-        raise RuntimeError(f"{job.contender} wrote {cost.tokens:,} tokens, and all contenders must write {asked:,}")
+        start, trainer, model = build(job, rows, reward, output)
+        generate = model.generate
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal written
+            found = generate(*args, **kwargs)
+            written += getattr(found, "sequences", found)[:, kwargs["input_ids"].shape[1] :].numel()
+            return found
+
+        model.generate = counted
+        trainer.add_callback(clock(seconds))
+        trainer.train()
+        peak = gauge.resident_mib("VmHWM")
+    if endless and written != (asked := job.updates * len(rows) * job.tokens):
+        raise RuntimeError(f"{job.contender} wrote {written:,} tokens, and all contenders must write {asked:,}")
     model.save_pretrained(job.out, selected_adapters=["default"])
-    return asdict(cost)
+    return asdict(Cost(start, peak, seconds))
 
 
 def right_answers(model: str, adapter: str) -> int:
@@ -182,8 +153,8 @@ def distinct_words_reward(completions: Sequence[Any], **_: Any) -> list[float | 
     return [len(set(completion[0]["content"].split())) / 48 for completion in completions]
 
 
-def ours(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[Cost, Any, Any]:
-    """A cost made before the model is loaded, the trainer of "ours" or "grpo", and the model with its adapter."""
+def ours(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[int, Any, Any]:
+    """Resident MiB before the model is loaded, the trainer of "ours" or "grpo", and the model with its adapter."""
     import unsloth  # noqa: F401, I001  it must come before trl
     import trl
     from datasets import Dataset
@@ -191,44 +162,47 @@ def ours(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[Cost, Any, 
     from recipes.common.ppo import PPOConfig, PPOTrainer
     from recipes.common.rollouts import Rollouts
 
-    dataset, cost = Dataset.from_list(rows), Cost()
+    data, start = {"train_dataset": Dataset.from_list(rows)}, gauge.reset_peak()
     model, tokenizer = with_unsloth(job.model, MAX_LENGTH, job.seed)
     engine = Rollouts("model", model, tokenizer, MAX_LENGTH)
     shared = {**job.shared(output), "max_steps": job.updates, "max_completion_length": job.tokens}
-    data = {"train_dataset": dataset, "processing_class": tokenizer}
-    trainer: Any
     if job.contender == "grpo":
         config = trl.GRPOConfig(
-            **shared, per_device_train_batch_size=job.micro_batch, num_generations=GROUP, top_p=1.0, beta=0.0,
+            **shared,
+            per_device_train_batch_size=job.micro_batch,
             gradient_accumulation_steps=len(rows) // job.micro_batch,
-        )  # fmt: skip
-        trainer = trl.GRPOTrainer(model, reward, config, **data)
+            num_generations=GROUP,
+            top_p=1.0,
+            beta=0.0,
+        )
+        trainer = trl.GRPOTrainer(model, reward, config, **data, processing_class=tokenizer)
         engine.attach(trainer)
-    else:
-        config = PPOConfig(
-            **shared, value_learning_rate=VALUE_RATE * job.learning_rate, per_device_train_batch_size=len(rows),
-            minibatch_size=len(rows), micro_batch_size=job.micro_batch, ppo_epochs=EPOCHS,
-            kl_coefficient=KL_COEFFICIENT, missing_end_penalty=MISSING_END_PENALTY,
-        )  # fmt: skip
-        trainer = PPOTrainer(model, reward, config, sampler=engine.sampler, **data)
-    return cost, trainer, model
+        return start, trainer, model
+    config = PPOConfig(
+        **shared,
+        value_learning_rate=VALUE_RATE * job.learning_rate,
+        per_device_train_batch_size=len(rows),
+        minibatch_size=len(rows),
+        micro_batch_size=job.micro_batch,
+        ppo_epochs=EPOCHS,
+        kl_coefficient=KL_COEFFICIENT,
+        missing_end_penalty=MISSING_END_PENALTY,
+    )
+    return start, PPOTrainer(model, reward, config, engine.sampler, **data, processing_class=tokenizer), model
 
 
-def trl_ppo(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[Cost, Any, Any]:
+def trl_ppo(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[int, Any, Any]:
     """The same of TRL's PPO."""
-    import torch
-    import trl.experimental.ppo  # noqa: F401  with datasets: libraries belong to the start
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    import peft  # noqa: F401  libraries belong to the start
+    import trl.experimental.ppo  # noqa: F401
+    from transformers import AutoModelForSequenceClassification
 
-    cost = Cost()
-    torch.manual_seed(job.seed)
-    tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="left")
-    policy = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16)  # as Unsloth loads every model
-    policy = get_peft_model(policy, LoraConfig(**LORA, task_type="CAUSAL_LM"))
-    critic = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=1, dtype="auto")
-    if job.contender != "trl whole":
-        critic = get_peft_model(critic, LoraConfig(**LORA, task_type="SEQ_CLS")).get_base_model()
+    start = gauge.reset_peak()
+    policy, tokenizer = with_peft(job.model, seed=job.seed)
+    if job.contender == "trl whole":
+        critic = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=1, dtype="auto")
+    else:
+        critic = with_peft(job.model, seed=job.seed, classify=True)[0].get_base_model()
     config = {
         **job.shared(output),
         "total_episodes": job.updates * len(rows),
@@ -239,7 +213,7 @@ def trl_ppo(job: Job, rows: Rows, reward: Reward, output: str) -> tuple[Cost, An
         "kl_coef": KL_COEFFICIENT,
         "missing_eos_penalty": MISSING_END_PENALTY,
     }
-    return cost, plain_ppo(policy, critic, tokenizer, rows, reward, **config), policy
+    return start, plain_ppo(policy, critic, tokenizer, rows, reward, **config), policy
 
 
 def plain_ppo(policy: Any, critic: Any, tokenizer: Any, rows: Rows, reward: Reward, **config: Any) -> Any:
@@ -247,6 +221,7 @@ def plain_ppo(policy: Any, critic: Any, tokenizer: Any, rows: Rows, reward: Rewa
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
+    tokenizer.padding_side = "left"
     asked = [row["prompt"] for row in rows]
     prompts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     judge = programmatic(tokenizer, prompts, rows, reward)
@@ -298,26 +273,27 @@ def measure(peer_python: str, parts: Sequence[str]) -> dict[str, Any]:
         for model, rows in process.call(prepare, str(folder / "nano")).items():
             write_json_atomic(folder / f"{model}.json", rows)
 
-        def run(name: str, contender: str, model: str, **changes: Any) -> None:
+        def turn(name: str, contender: str, model: str, **changes: Any) -> tuple[str, Callable[[], Any]]:
             job = Job(contender, str(folder / model), str(folder / f"{model}.json"), f"{folder}/{name}", **changes)
             python = peer_python if contender.startswith("trl") else sys.executable
-            try:
-                took = process.call(contend, asdict(job), python=python, ACCELERATE_MIXED_PRECISION="bf16")
-                if model == "endless":
-                    cost[name].append(Cost(**took))
-                else:
-                    right[name].append(process.call(right_answers, job.model, job.out))
-                print(f"{name}: {sum(took['seconds']):.0f} s", flush=True)
-            except process.Failed as error:  # the others' figures must not go with it
-                print(f"{name} failed: {error}", flush=True)
-                failed.append(name)
 
-        for name in TURNS if "cost" in parts else ():
-            run(name, name, "endless")
-        for seed in SEEDS if "learning" in parts else ():
-            for rate in RATES:
-                run(f"ours at {rate}", "ours", "nano", learning_rate=rate, seed=seed, **LESSON)
-                run(f"trl at {rate}", "trl whole", "nano", learning_rate=rate, seed=seed, **LESSON)
+            def run() -> Any:
+                took = process.call(contend, asdict(job), python=python, ACCELERATE_MIXED_PRECISION="bf16")
+                return Cost(**took) if model == "endless" else process.call(right_answers, job.model, job.out)
+
+            return name, run
+
+        turns = [turn(name, name, "endless") for name in TURNS if "cost" in parts]
+        for seed, rate in product(SEEDS, RATES) if "learning" in parts else ():
+            lesson = {**LESSON, "learning_rate": rate, "seed": seed}
+            turns += [turn(f"{who.split()[0]} at {rate}", who, "nano", **lesson) for who in ("ours", "trl whole")]
+        for name, found in gauge.in_turn(turns):
+            if found is None:
+                failed.append(name)
+            elif isinstance(found, Cost):
+                cost[name].append(found)
+            else:
+                right[name].append(found)
     return {"cost": cost, "right": right, "failed": failed}
 
 
@@ -327,27 +303,28 @@ def judge(right: Mapping[str, Sequence[int]], cost: Mapping[str, Sequence[Cost]]
     The memory of a contender is the mean over its turns; its right answers are the mean over its seeds, at the learning
     rate where that is largest.
     """
-    found: dict[str, dict[str, float]] = {
-        "right answers": {},
-        "peak memory": {name: statistics.fmean(own.above_mib for own in turns) for name, turns in cost.items()},
-        "seconds an update": {name: median(turns, "seconds") for name, turns in cost.items()},
-    }
+    best: dict[str, float] = defaultdict(float)
     for name, counts in right.items():
-        best, who = found["right answers"], name.split()[0]
-        best[who] = max(best.get(who, 0.0), statistics.fmean(counts))
-    return gauge.judged(BARS, found)
+        who = name.split()[0]
+        best[who] = max(best[who], statistics.fmean(counts))
+    memory = {name: statistics.fmean(own.above_mib for own in turns) for name, turns in cost.items()}
+    seconds = {name: median(turns) for name, turns in cost.items()}
+    return gauge.judged(BARS, {"right answers": best, "peak memory": memory, "seconds an update": seconds})
 
 
 def table(
     right: Mapping[str, Sequence[int]], cost: Mapping[str, Sequence[Cost]], judged: Sequence[Mapping[str, Any]]
 ) -> str:
     """What each contender took in each turn, then what each learned, mean and every seed, then the bars."""
-    lines = [f"{'':16}{'start':>8}{'loaded':>8}{'peak':>8}{'above':>8}{'s/update':>10}{'generating':>12}"]
-    for name, own in [(name, own) for name, turns in cost.items() for own in turns]:
-        mib = "".join(f"{n:8,}" for n in (own.start_mib, own.loaded_mib, own.peak_mib, own.above_mib))
-        lines.append(f"{name:16}{mib}{median([own], 'seconds'):10.2f}{median([own], 'generating'):12.2f}")
-    rights = [f"{name:16}{statistics.fmean(n):8.1f}   {', '.join(map(str, n))}" for name, n in right.items()]
-    return "\n".join([*lines, "", "right of 250", *rights, "", *gauge.verdicts(judged)])
+    costs = [
+        [name, *(f"{mib:,}" for mib in (own.start_mib, own.peak_mib, own.above_mib)), f"{median([own]):.2f}"]
+        for name, turns in cost.items()
+        for own in turns
+    ]
+    rights = [[name, f"{statistics.fmean(n):.1f}", ", ".join(map(str, n))] for name, n in right.items()]
+    lines = gauge.aligned([["", "start", "peak", "above", "s/update"], *costs])
+    lines += ["", *gauge.aligned([["right of 250", "mean", "by seed"], *rights]), "", *gauge.verdicts(judged)]
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -363,18 +340,14 @@ def main() -> int:
     about, cost, right = gauge.about(), found["cost"], found["right"]
     path = results_path(about["machine"], "ppo")
     if args.only and path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_json(path)
         right = right or earlier["right"]
         cost = cost or {name: [Cost(**own) for own in turns] for name, turns in earlier["cost"].items()}
     judged = judge(right, cost)
     print(f"\n{about['machine']}; resident memory in MiB, medians in seconds")
     print(table(right, cost, judged))
-    figures = {
-        "right": right,
-        "cost": {name: [asdict(own) for own in turns] for name, turns in cost.items()},
-        "bars": judged,
-    }
-    gauge.keep("ppo", {**about, **figures, "failed": found["failed"]})
+    costs = {name: [asdict(own) for own in turns] for name, turns in cost.items()}
+    gauge.keep("ppo", {**about, "right": right, "cost": costs, "bars": judged, "failed": found["failed"]})
     return 0 if len(judged) == len(BARS) and all(row["met"] for row in judged) and not found["failed"] else 1
 
 

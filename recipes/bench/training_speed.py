@@ -17,7 +17,6 @@ A step lasts from its trainer's `on_step_begin` to `on_step_end`: the recipe's r
 checkpoints outside. The first step of every process is a warm-up and is left out.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval.files import write_json_atomic
+from eval.files import read_json, write_json_atomic
 from eval.results import read_lines
 from recipes.bench import gauge, process
 from recipes.common import machine
@@ -60,6 +59,23 @@ def with_unsloth(folder: str, max_length: int, seed: int = SEED) -> tuple[Any, A
     return FastLanguageModel.get_peft_model(model, **lora), tokenizer
 
 
+def with_peft(
+    folder: str, *, lora: dict[str, Any] = LORA, seed: int = SEED, classify: bool = False, **options: Any
+) -> tuple[Any, Any]:
+    """The same by transformers, which takes the `options`, and PEFT; to `classify`, a head writes one number."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(seed)
+    kind, task = AutoModelForCausalLM, "CAUSAL_LM"
+    if classify:
+        kind, task = AutoModelForSequenceClassification, "SEQ_CLS"
+        options["num_labels"] = 1
+    model = kind.from_pretrained(folder, **{"dtype": torch.bfloat16, **options})
+    return get_peft_model(model, LoraConfig(**lora, task_type=task)), AutoTokenizer.from_pretrained(folder)
+
+
 def settings(output: str, seed: int = SEED) -> dict[str, Any]:
     """What the configs of all trainers have, in every bench."""
     return {
@@ -73,52 +89,39 @@ def settings(output: str, seed: int = SEED) -> dict[str, Any]:
     }
 
 
-def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
-    """SFT, then GRPO on the same model: TRL alone, or with Unsloth's two calls where `library` is "unsloth".
-
-    Returns "seconds" ("SFT step", "GRPO step" and "of which generation", one value a step), "dtype" of the
-    frozen weights, "threads" and "versions". Raises RuntimeError where a completion had another length.
-    """
-    if library == "unsloth":
-        model, tokenizer = with_unsloth(folder, MAX_LENGTH)
-    else:
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        plain = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
-        model = get_peft_model(plain, LoraConfig(**LORA, task_type="CAUSAL_LM"))
-
-    import torch
+def clock(seconds: list[float]) -> Any:
+    """A callback that adds what each step takes to `seconds`."""
     import transformers
-    import trl
-
-    from data import gsm8k
-
-    seconds: Seconds = {"SFT step": [], "GRPO step": [], "of which generation": []}
 
     class Clock(transformers.TrainerCallback):
-        def __init__(self, name: str) -> None:
-            self.name = name
-
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.monotonic()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds[self.name].append(time.monotonic() - self.began)
+            seconds.append(round(time.monotonic() - self.began, 3))
+            self.on_step_begin()  # TRL's PPO has no event for that
 
-    def timed(generate: Callable) -> Callable:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            began = time.monotonic()
-            output = generate(*args, **kwargs)
-            seconds["of which generation"].append(time.monotonic() - began)
-            return output
+        on_train_begin = on_step_begin
 
-        return wrapper
+    return Clock()
+
+
+def bare_loop(library: str, folder: str, steps: int) -> Seconds:
+    """SFT, then GRPO on the same model: TRL alone, or with Unsloth's two calls where `library` is "unsloth".
+
+    Returns the seconds of each "SFT step" and "GRPO step". Raises RuntimeError where a completion had another length.
+    """
+    model, tokenizer = with_unsloth(folder, MAX_LENGTH) if library == "unsloth" else with_peft(folder)
+
+    import torch
+    import trl
+
+    from data import gsm8k
 
     def answer_length(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
         return [float(len(completion[0]["content"])) for completion in completions]
 
+    seconds: Seconds = {"SFT step": [], "GRPO step": []}
     train = gsm8k.load("train", source="sample")
     with tempfile.TemporaryDirectory() as output:
         shared: dict[str, Any] = {
@@ -131,7 +134,7 @@ def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
             trl.SFTConfig(**shared, max_steps=SFT_STEPS * steps, max_length=MAX_LENGTH, completion_only_loss=True),
             train_dataset=gsm8k.worked_examples(train, limit=SFT_STEPS * steps * EXAMPLES),
             processing_class=tokenizer,
-            callbacks=[Clock("SFT step")],
+            callbacks=[clock(seconds["SFT step"])],
         ).train()
         config = trl.GRPOConfig(
             **shared,
@@ -140,54 +143,43 @@ def bare_loop(library: str, folder: str, steps: int) -> dict[str, Any]:
             num_generations=GROUP,
             max_completion_length=TOKENS,
         )
-        trainer = trl.GRPOTrainer(
-            model,
-            answer_length,
-            config,
-            train_dataset=train,
-            processing_class=tokenizer,
-            callbacks=[Clock("GRPO step")],
-        )
-        trainer._generate = timed(trainer._generate)
+        data = {"train_dataset": train, "processing_class": tokenizer}
+        trainer = trl.GRPOTrainer(model, answer_length, config, **data, callbacks=[clock(seconds["GRPO step"])])
         trainer.train()
     _require_equal_lengths(library, trainer.state.log_history)
-    return {
-        "seconds": seconds,
-        "dtype": str(model.get_base_model().get_input_embeddings().weight.dtype),
-        "threads": torch.get_num_threads(),
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
-    }
+    return seconds
 
 
-def run_recipe(folder: Path, steps: int, *, engine: str, sft_steps: int, problems: int) -> dict[str, Any]:
-    """The recipe as a user runs it. Returns its results.json with other "seconds": "SFT step" and "GRPO step",
-    one value a step, and "evaluation", the one after training, when the engine has warmed up."""
+def run_recipe(folder: str, steps: int, *, engine: str, whole: bool) -> Seconds:
+    """The recipe as a user runs it: seconds of each "GRPO step" and, of the `whole`, each "SFT step", with two problems
+    evaluated to get there; else "evaluation" after training, when the engine has warmed up."""
     with tempfile.TemporaryDirectory() as output:
         options = {
             "model": folder,
             "source": "sample",
             "rollouts": engine,
             "lora-rank": RANK,
-            "sft-steps": sft_steps,
+            "sft-steps": SFT_STEPS * steps if whole else 0,
             "max-steps": steps,
             "prompts-per-step": PROBLEMS,
             "num-generations": GROUP,
             "max-completion-length": TOKENS,
-            "eval-problems": problems,
+            "eval-problems": 2 if whole else EVALUATED,
             "seed": SEED,
             "output-dir": output,
         }
-        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        arguments = [f"--{name}={value}" for name, value in options.items()]
         flags = ["--no-load-in-4bit", "--allow-unsupervised"]  # the audit sees that nothing teaches this model to end
         process.run([sys.executable, "recipes/gsm8k_grpo.py", *flags, *arguments])
-        (results_file,) = Path(output).glob("*/*/*/results.json")
-        results = json.loads(results_file.read_text(encoding="utf-8"))
-        metrics = list(read_lines(results_file.parent / "metrics.jsonl"))
+        (results,) = Path(output).glob("*/*/*/results.json")
+        evaluation = read_json(results)["seconds"]["evaluate after"]
+        metrics = list(read_lines(results.with_name("metrics.jsonl")))
     _require_equal_lengths("recipe", metrics)
-    seconds: Seconds = {"evaluation": [results["seconds"]["evaluate after"]]}
-    for name, phase in (("SFT step", "warm start"), ("GRPO step", "grpo")):
-        seconds[name] = [line["seconds"] for line in metrics if line["phase"] == phase]
-    return {**results, "seconds": {name: values for name, values in seconds.items() if values}}
+    steps_of = {
+        name: [line["seconds"] for line in metrics if line["phase"] == phase]
+        for name, phase in (("SFT step", "warm start"), ("GRPO step", "grpo"))
+    }
+    return steps_of if whole else {"GRPO step": steps_of["GRPO step"], "evaluation": [evaluation]}
 
 
 def _require_equal_lengths(who: str, metrics: list[dict[str, Any]]) -> None:
@@ -200,56 +192,44 @@ def endless_model(folder: Path) -> Path:
     """Fill the empty `folder` with SmolLM2 and an end token that it never writes: its completions run to the
     limit in every library and engine, without an option of each. Returns `folder`."""
     source = converted_folder()
-    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    (never,) = (token["id"] for token in tokenizer["added_tokens"] if token["content"] == NEVER_WRITTEN)
+    (never,) = (
+        token["id"]
+        for token in read_json(source / "tokenizer.json")["added_tokens"]
+        if token["content"] == NEVER_WRITTEN
+    )
     for name, change in (
         ("config.json", {"eos_token_id": never}),
         ("generation_config.json", {"eos_token_id": never}),
         ("tokenizer_config.json", {"eos_token": NEVER_WRITTEN}),
     ):
-        write_json_atomic(folder / name, json.loads((source / name).read_text(encoding="utf-8")) | change)
+        write_json_atomic(folder / name, read_json(source / name) | change)
     for name in ("tokenizer.json", "model.safetensors"):
         (folder / name).symlink_to(source / name)
     return folder
 
 
-def measure(peer_python: str, steps: int, rounds: int) -> dict[str, Any]:
-    """Run every contender `rounds` times in turn.
-
-    Returns "seconds" ({what: {contender: [...]}}, warm-up steps left out) and "about" ({contender: whatever
-    else its last process reported}) and "failed", the contenders whose process ended with an error.
-    """
-    about: dict[str, Any] = {}
+def measure(peer_python: str, steps: int, rounds: int) -> tuple[dict[str, Seconds], list[str]]:
+    """Run every contender `rounds` times in turn. Returns {what: {contender: seconds}}, without the steps that warm up,
+    and the contenders that failed."""
     failed: list[str] = []
     seconds: dict[str, Seconds] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory(prefix="smollm2-endless-") as model:
-        folder = endless_model(Path(model))
-        whole = {"sft_steps": SFT_STEPS * steps, "problems": 2}
-        engines = {"sft_steps": 0, "problems": EVALUATED}
-        contenders: dict[str, Callable[[], dict[str, Any]]] = {
+        endless_model(Path(model))
+        contenders: dict[str, Callable[[], Seconds]] = {
             "trl": lambda: process.call(bare_loop, "trl", model, steps, python=peer_python),
             "unsloth": lambda: process.call(bare_loop, "unsloth", model, steps),
-            "recipe": lambda: run_recipe(folder, steps, engine="model", **whole),
+            "recipe": lambda: run_recipe(model, steps, engine="model", whole=True),
         }
         if machine.has_vllm():
-            contenders["model"] = lambda: run_recipe(folder, steps, engine="model", **engines)
-            contenders["vllm"] = lambda: run_recipe(folder, steps, engine="vllm", **engines)
-        for turn in range(1, rounds + 1):
-            for name, run in contenders.items():
-                began = time.monotonic()
-                try:
-                    about[name] = run()
-                except (process.Failed, RuntimeError) as error:  # minutes of the others' figures must not go with it
-                    print(f"round {turn} of {rounds}: {name}: {error}", flush=True)
-                    failed.append(name)
-                    continue
-                for what, values in about[name].pop("seconds").items():
-                    if what != "evaluation":
-                        seconds[what][name] += values[1:]  # the first step is a warm-up
-                    elif name != "recipe":  # which evaluates two problems, to get to its steps
-                        seconds[what][name] += values
-                print(f"round {turn} of {rounds}: {name}, {time.monotonic() - began:.0f} s", flush=True)
-    return {"seconds": seconds, "about": about, "failed": failed}
+            contenders["model"] = lambda: run_recipe(model, steps, engine="model", whole=False)
+            contenders["vllm"] = lambda: run_recipe(model, steps, engine="vllm", whole=False)
+        for name, found in gauge.in_turn([*contenders.items()] * rounds):
+            if found is None:
+                failed.append(name)
+                continue
+            for what, values in found.items():
+                seconds[what][name] += values if what == "evaluation" else values[1:]
+    return seconds, failed
 
 
 def judge(seconds: dict[str, Seconds]) -> list[dict[str, Any]]:
@@ -272,35 +252,20 @@ def main() -> int:
     args = parser.parse_args()
     if args.steps < 2 or args.rounds < 1:
         parser.error("--steps must be at least 2, since the first is a warm-up, and --rounds at least 1")
-    found = measure(gauge.need_peer(parser, args.peer_python), args.steps, args.rounds)
-    seconds, about, bars = found["seconds"], found["about"], judge(found["seconds"])
-    recipe = next((about[name] for name in ("recipe", "model", "vllm") if name in about), None)
-    if recipe is None:
-        print("No run of the recipe ended, so nothing is written.")
-        return 1
-    print(f"\n{recipe['machine']}; medians, in seconds")
-    for what, times in seconds.items():
-        for name, values in times.items():
-            middle, low, high = statistics.median(values), min(values), max(values)
-            print(f"{what:20}{name:10}{middle:8.2f}   {low:.2f} to {high:.2f}")
-    print("\n".join(["", *gauge.verdicts(bars)]))
-    if "vllm" not in [*about, *found["failed"]]:
+    seconds, failed = measure(gauge.need_peer(parser, args.peer_python), args.steps, args.rounds)
+    about, bars = gauge.about(), judge(seconds)
+    print(f"\n{about['machine']}; in seconds")
+    rows = [
+        [what, name, *(f"{pick(values):.2f}" for pick in (statistics.median, min, max))]
+        for what, times in seconds.items()
+        for name, values in times.items()
+    ]
+    print("\n".join([*gauge.aligned([["", "", "median", "least", "most"], *rows]), "", *gauge.verdicts(bars)]))
+    if not machine.has_vllm():
         print("vLLM: not measured; `make setup-vllm` adds it")
-
-    figures = {
-        **{name: recipe[name] for name in ("machine", "git_commit", "versions")},
-        "rounds": args.rounds,
-        "steps": args.steps,
-        "bars": bars,
-        "seconds": {
-            what: {name: [round(value, 3) for value in values] for name, values in times.items()}
-            for what, times in seconds.items()
-        },
-        "bare_loops": {name: about[name] for name in ("trl", "unsloth") if name in about},
-        "failed": found["failed"],
-    }
-    gauge.keep("training", figures)
-    return 0 if all(row["met"] for row in bars) and not found["failed"] else 1
+    figures = {"rounds": args.rounds, "steps": args.steps, "bars": bars, "seconds": seconds, "failed": failed}
+    gauge.keep("training", about | figures)
+    return 0 if all(row["met"] for row in bars) and not failed else 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from recipes.bench.ppo_cost import (
     table,
 )
 
-TRL = Cost(start_mib=500, loaded_mib=900, peak_mib=4500, seconds=[99.0, 40.0, 42.0], generating=[9.0, 8.0, 10.0])
+TRL = Cost(start_mib=500, peak_mib=4500, seconds=[99.0, 40.0, 42.0])
 OURS = replace(TRL, start_mib=600, peak_mib=2600, seconds=[99.0, 41.0, 41.0])  # half the memory, as long
 SLOW = replace(OURS, seconds=[1.0, 50.0])
 FAST = replace(TRL, seconds=[1.0, 10.0])
@@ -47,13 +47,13 @@ def test_what_was_not_measured_is_not_judged() -> None:
 def test_the_table_says_what_is_met_and_what_is_missed() -> None:
     cost = {"ours": [OURS], "trl": [TRL, TRL], "grpo": [GRPO]}
     assert [" ".join(line.split()) for line in table(RIGHT, cost, judge(RIGHT, cost)).splitlines()] == [
-        "start loaded peak above s/update generating",
-        "ours 600 900 2,600 2,000 41.00 9.00",
-        "trl 500 900 4,500 4,000 41.00 9.00",
-        "trl 500 900 4,500 4,000 41.00 9.00",
-        "grpo 500 900 2,099 1,599 41.00 9.00",
+        "start peak above s/update",
+        "ours 600 2,600 2,000 41.00",
+        "trl 500 4,500 4,000 41.00",
+        "trl 500 4,500 4,000 41.00",
+        "grpo 500 2,099 1,599 41.00",
         "",
-        "right of 250",
+        "right of 250 mean by seed",
         "ours at 0.005 245.0 240, 250, 245",
         "trl at 0.005 231.0 230, 231, 232",
         "trl at 0.001 245.0 245, 244, 246",
@@ -98,10 +98,8 @@ def job(nano: Any, tmp_path: Path) -> Job:
 
 def test_a_contender_leaves_its_cost_and_an_adapter_that_can_be_counted(nano: Any, job: Job) -> None:
     cost = Cost(**contend(asdict(job)))
-    assert len(cost.seconds) == len(cost.generating) == 2
-    assert all(0 < part < whole for part, whole in zip(cost.generating, cost.seconds, strict=True))
-    assert 0 < cost.start_mib <= cost.peak_mib and cost.loaded_mib <= cost.peak_mib
-    assert 20 * 1 <= cost.tokens <= 20 * 4
+    assert len(cost.seconds) == 2 and min(cost.seconds) > 0
+    assert 0 < cost.start_mib <= cost.peak_mib
     assert 0 < right_answers(job.model, job.out) < 100  # of 250: two updates at 1e-5 teach nothing
 
 
