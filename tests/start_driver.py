@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from recipes.common.cli import smoke_args  # noqa: E402
 from tests.house import HEAVY  # noqa: E402
 
 
@@ -46,7 +47,8 @@ def before_unsloth(name: str, model: str, output: str) -> list[str] | None:
     """Of the packages that Unsloth patches, those that are imported before it; None for a run that does without it."""
     recipe = importlib.import_module(f"recipes.{name}")
     try:
-        recipe.main(replace(recipe.ON_CPU, **{**recipe.SMOKE, "model": model}, smoke=True, output_dir=output))
+        args = smoke_args(recipe.ON_CPU, recipe.SMOKE)
+        recipe.main(replace(args, model=model, smoke=True, output_dir=output))
     except Reached:
         return sorted({"peft", "transformers", "trl"} & set(sys.modules))
     return None

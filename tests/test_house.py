@@ -335,7 +335,7 @@ def test_classes() -> None:
     assert house.class_faults(start + args + "class Mine(Args):\n    pass") == ["Mine"]
     assert house.class_faults(start + args.replace("RunArgs)", "RunArgs, Run)")) == ["Args"]
     assert house.class_faults(start + args.replace("RunArgs)", "Base)")) == ["Args"]
-    assert house.class_faults(start + args.replace("(frozen=True)", "")) == ["Args"]
+    assert house.class_faults(start + args.replace("(frozen=True, kw_only=True)", "")) == ["Args"]
     assert house.class_faults(start + args + "    def f(self): ...\n") == ["Args"]
     assert house.class_faults(start) == ["there is no Args"]
 

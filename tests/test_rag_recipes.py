@@ -69,14 +69,11 @@ def smoked(run_script: Callable[..., str], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("name", BY_RULES)
-def test_a_recipe_runs_whole_by_the_rules_alone(
-    name: str, unsloth: ModuleType, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module = recipe(name)
-    args = smoke_args(module.ON_CPU, module.SMOKE)
-    module.main(replace(args, model=str(tiny), judge="none", output_dir=str(tmp_path)))
+def test_a_recipe_runs_whole_by_the_rules_alone(name: str, run_script: Callable[..., str], tmp_path: Path) -> None:
+    """As a user starts it: it starts, stops in each phase, resumes and ends."""
+    printed = run_script(name, "--smoke", "--judge", "none", "--output-dir", tmp_path)
     (folder,) = tmp_path.glob(f"{name}/*/*")
-    run = Finished(folder, capsys.readouterr().out)
+    run = Finished(folder, printed)
     results = run.results
     assert results["complete"] and results["correct"] == "exact_match_reward"
     assert [stage["name"] for stage in results["stages"]] == ["before", "warm start", "after"]
