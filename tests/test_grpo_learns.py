@@ -50,7 +50,7 @@ def train(
     )
     config = gsm8k_grpo.grpo_config(args, run, "model")
     config.reward_weights = [1.0]
-    assert run.train(GRPOTrainer(model, [reward], config, train_dataset=dataset, processing_class=tokenizer))
+    assert run.training.train(GRPOTrainer(model, [reward], config, train_dataset=dataset, processing_class=tokenizer))
     return run
 
 

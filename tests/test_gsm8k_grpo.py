@@ -101,6 +101,12 @@ def test_smoke_walks_the_whole_path(smoke: Any) -> None:
     results = read_json(run / "results.json")
     assert results["complete"] is True and results["steps"] == {"made": 2, "planned": 2}
     assert [stage["name"] for stage in results["stages"]] == ["before", "warm start", "after"]
+    # What a session announces, in the order in which the clock then counts it.
+    phases = ["evaluate before", "warm start", "evaluate warm start", "grpo", "evaluate after"]
+    assert [*results["seconds"]] == phases
+    held_out, two = "(8 held out)", "(2 steps)"
+    told = ", ".join(f"{name} {held_out if name.startswith('evaluate') else two}" for name in phases)
+    assert done.stdout.count(f"Phases: {told}; the table of steps tells the time left\n") == 3
     steps = [(line["phase"], line["step"]) for line in read_jsonl(run / "metrics.jsonl")]
     assert steps == [("warm start", 1), ("warm start", 2), ("grpo", 1), ("grpo", 2)]
 

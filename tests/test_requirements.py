@@ -116,13 +116,13 @@ def test_every_upper_bound_has_a_reason() -> None:
 def test_every_import_is_declared() -> None:
     providers = packages_distributions()
     declared = {canonicalize_name(r.name) for r in ranges(*PROJECT["optional-dependencies"])}
-    undeclared = set()
-    for path in (path for room in (*OURS, "tests") for path in (ROOT / room).rglob("*.py")):
+    ours, undeclared = {*OURS, "tests"}, set()
+    for path in (path for room in ours for path in (ROOT / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.append(node.module)
-            for module in {name.split(".")[0] for name in modules} - sys.stdlib_module_names - {*OURS}:
+            for module in {name.split(".")[0] for name in modules} - sys.stdlib_module_names - ours:
                 sources = {canonicalize_name(name) for name in providers.get(module, [module])}
                 if not sources & declared:
                     undeclared.add(f"{path.relative_to(ROOT)}: {module}")
