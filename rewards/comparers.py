@@ -19,16 +19,14 @@ def by_name(name: str) -> Prefer | None:
     PairRM has seen UltraFeedback and WebGPT in its own training (rewards/pairrm.py): of models trained on these, let a
     reward model judge too.
 
-    Args:
-        name: "none"; "pairrm", fetched from the hub where it is not yet; a folder with PairRM; or the adapter folder of
-            a reward model.
-
-    Raises:
-        ValueError: PairRM cannot be fetched, or the folder holds neither.
+    `name` is "none"; "pairrm", fetched from the hub where it is not yet; a folder with PairRM; or the adapter folder of
+    a reward model.
+    Raises ValueError where PairRM cannot be fetched, or the folder holds neither.
     """
     if name == "none":
         return None
-    return pairrm.prefer(_source(name)) if _is_pairrm(name) else reward_model.prefer(name)
+    source = _pairrm(name)
+    return pairrm.prefer(source) if source else reward_model.prefer(name)
 
 
 def reward_by_name(name: str) -> Callable[[Any], Reward]:
@@ -37,14 +35,11 @@ def reward_by_name(name: str) -> Callable[[Any], Reward]:
     What `name` stands for is fetched or checked now, before a recipe loads its policy, and loaded by the function. A
     reward model on the policy's own base model then shares its weights (`reward_model.reward`).
 
-    Args:
-        name: as of `by_name`, but for "none".
-
-    Raises:
-        ValueError: as `by_name`; the function too, where weights are not what they should be.
+    `name` is as of `by_name`, but for "none". Raises ValueError as that; the function too, where weights are not what
+    they should be.
     """
-    if _is_pairrm(name):
-        folder = str(pairrm.fetch(_source(name)))
+    if source := _pairrm(name):
+        folder = str(pairrm.fetch(source))
         return lambda policy: pairrm.reward(pairrm.load(folder))
     reward_model.adapter_config(name)
     return lambda policy: reward_model.reward(name, policy)
@@ -110,12 +105,9 @@ def _as_text(prompt: str | Messages) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _is_pairrm(name: str) -> bool:
+def _pairrm(name: str) -> str | None:
+    """The hub id or folder of the PairRM that `name` stands for, if it does."""
     if name == "pairrm":
-        return True
+        return pairrm.SOURCE
     file = Path(name).expanduser() / "config.json"
-    return file.is_file() and "source_prefix_id" in json.loads(file.read_text(encoding="utf-8"))
-
-
-def _source(name: str) -> str:
-    return pairrm.SOURCE if name == "pairrm" else name
+    return name if file.is_file() and "source_prefix_id" in json.loads(file.read_text(encoding="utf-8")) else None

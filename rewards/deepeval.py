@@ -30,6 +30,7 @@ CORRECTNESS_STEPS = [
 ]
 RUBRIC_VERSION = "1"  # change it with the steps above, the question below or how replies are read
 EXTRACTED = ("statements", "claims", "truths")  # fields of DeepEval's replies that its later prompts quote
+UNEXPLAINED: dict[str, Any] = {"eval_mode": "llm", "include_reason": False}
 
 # DeepEval's switches, read when it is imported; a value of the user's own stays.
 SWITCHES = {
@@ -48,16 +49,10 @@ def rag_correctness_reward(judge: Judge) -> Reward:
 
     def grade(ask: Ask, case: Case) -> float:
         metrics, shown = _library()
-        read = shown.INPUT, shown.ACTUAL_OUTPUT, shown.EXPECTED_OUTPUT
-        metric = metrics.GEval(
-            name="Correctness",
-            evaluation_steps=CORRECTNESS_STEPS,
-            evaluation_params=[*read],
-            model=_model()(ask),
-            async_mode=False,
-        )
+        read = [shown.INPUT, shown.ACTUAL_OUTPUT, shown.EXPECTED_OUTPUT]
+        settings = {"name": "Correctness", "evaluation_steps": CORRECTNESS_STEPS, "evaluation_params": read}
         golds = " or ".join(fence(gold) for gold in case.golds)
-        return _measure(metric, input=fence(case.question), actual_output=fence(case.answer), expected_output=golds)
+        return _measure(metrics.GEval, ask, case, settings, input=fence(case.question), expected_output=golds)
 
     return _reward(judge, "rag_correctness_reward", ("question", "answer", "golds"), grade)
 
@@ -74,16 +69,10 @@ def summarization_reward(judge: Judge) -> Reward:
     """
 
     def grade(ask: Ask, case: Case) -> float:
-        metrics, _ = _library()
-        metric = metrics.SummarizationMetric(
-            model=_model()(ask),
-            # DeepEval's own questions ask for all that ten passages say, of which a good answer says one thing.
-            assessment_questions=[f"Does the text answer the question {fence(case.question)}?"],
-            eval_mode="llm",
-            include_reason=False,
-            async_mode=False,
-        )
-        return _measure(metric, input=fence("\n\n".join(case.passages)), actual_output=fence(case.answer))
+        # DeepEval's own questions ask for all that ten passages say, of which a good answer says one thing.
+        asked = {"assessment_questions": [f"Does the text answer the question {fence(case.question)}?"]}
+        passages, metric = fence("\n\n".join(case.passages)), _library()[0].SummarizationMetric
+        return _measure(metric, ask, case, UNEXPLAINED | asked, input=passages)
 
     return _reward(judge, "summarization_reward", ("question", "answer", "passages"), grade)
 
@@ -98,11 +87,8 @@ def answer_relevancy_reward(judge: Judge) -> Reward:
     """
 
     def grade(ask: Ask, case: Case) -> float:
-        metrics, _ = _library()
-        metric = metrics.AnswerRelevancyMetric(
-            model=_model()(ask), eval_mode="llm", include_reason=False, async_mode=False
-        )
-        return _measure(metric, input=fence(case.question), actual_output=fence(case.answer))
+        metric = _library()[0].AnswerRelevancyMetric
+        return _measure(metric, ask, case, UNEXPLAINED, input=fence(case.question))
 
     return _reward(judge, "answer_relevancy_reward", ("question", "answer"), grade)
 
@@ -121,12 +107,14 @@ def _library() -> tuple[Any, Any]:
     return metrics, SingleTurnParams
 
 
-def _measure(metric: Any, **case: str) -> float:
+def _measure(make: Any, ask: Ask, case: Case, settings: dict[str, Any], **shown: str) -> float:
+    """The score of the answer by the metric that `make` makes with these settings, beside what else is shown."""
     from deepeval.errors import ContextWindowExceededError
     from deepeval.test_case import LLMTestCase
 
+    metric = make(model=_model()(ask), async_mode=False, **settings)
     try:
-        return float(metric.measure(LLMTestCase(**case), _show_indicator=False))
+        return float(metric.measure(LLMTestCase(actual_output=fence(case.answer), **shown), _show_indicator=False))
     except ContextWindowExceededError as error:  # DeepEval's own wording for a failure that speaks of the context
         raise Failure(str(error.__cause__)) from error
 
@@ -156,11 +144,7 @@ def _model() -> Any:
             self.items = sum(map(len, extracted.values())) or self.items
             return reply.model_copy(update={field: [fence(text) for text in extracted[field]] for field in extracted})
 
-        def generate(self, prompt: str, schema: "type[BaseModel]") -> "BaseModel":
-            return self.generate_with_schema(prompt, schema)
-
-        async def a_generate(self, prompt: str, schema: "type[BaseModel]") -> "BaseModel":
-            return self.generate_with_schema(prompt, schema)
+        generate = a_generate = generate_with_schema  # abstract, and not asked by metrics that run synchronously
 
     return Model
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rewards.contract import Backend, Completion, Failure, Reward, Schema
 from rewards.judge_server import Server
 from rewards.local_judge import LocalModel
-from rewards.tags import completion_text, parse
+from rewards.tags import answer_text
 
 if TYPE_CHECKING:
     from diskcache import Cache
@@ -99,14 +99,17 @@ class Judge:
         backend: the model that judges.
         cache: folder of the verdicts, made where it is not; processes may share it.
         max_calls: requests that may be made, retries included; None: as many as it takes.
-        max_failures: share of the recent verdicts, of 20 to 40, that may fail before the run stops.
         concurrency: answers judged at a time.
-        backoff: seconds before the first retry, doubled for the second, each with up to as many on top.
         remedy: what the sentence that stops a run tells its reader to do.
 
     Raises:
         ValueError: the cache cannot be opened, or a number is out of range.
     """
+
+    max_failures = 0.5
+    """Share of the recent verdicts, of 20 to 40, that may fail before the run stops"""
+    backoff = 0.5
+    """Seconds before the first retry, doubled for the second, each with up to as many on top"""
 
     def __init__(
         self,
@@ -114,20 +117,15 @@ class Judge:
         *,
         cache: Path,
         max_calls: int | None = None,
-        max_failures: float = 0.5,
         concurrency: int = 16,
-        backoff: float = 0.5,
         remedy: str = "mend the judge and ask again, its verdicts are kept",
     ) -> None:
         if max_calls is not None and max_calls < 0:
             raise ValueError(f"the judge's budget is {max_calls} calls: pass 0 or more")
-        if not 0 <= max_failures <= 1:
-            raise ValueError(f"the share of a judge's calls that may fail is {max_failures}: pass a number from 0 to 1")
         if concurrency < 1:
             raise ValueError(f"the judge's concurrency is {concurrency}: pass 1 or more")
         self.backend, self.name = backend, backend.name
-        self.max_calls, self.max_failures = max_calls, max_failures
-        self.concurrency, self.backoff, self.remedy = concurrency, backoff, remedy
+        self.max_calls, self.concurrency, self.remedy = max_calls, concurrency, remedy
         self.counts = Counts()
         self._folder = cache
         self._cache = _open(cache)
@@ -147,11 +145,9 @@ class Judge:
         keys = [self._key(rubric, case) for case in cases]
         verdicts: dict[str, float | None] = {}
         missing: dict[str, Case] = {}
-        for key, case in zip(keys, cases, strict=True):
-            if key in verdicts or key in missing:
-                continue
-            found, verdict = self._recall(key)
-            if found:
+        for key, case in dict(zip(keys, cases, strict=True)).items():
+            known, verdict = self._recall(key)
+            if known:
                 verdicts[key] = verdict
             else:
                 missing[key] = case
@@ -176,9 +172,8 @@ class Judge:
             return max(backoff(state), min(asked, MAX_WAIT_S))
 
         backoff = wait_exponential_jitter(multiplier=self.backoff, jitter=self.backoff)
-        retrying = Retrying(
-            stop=stop_after_attempt(ATTEMPTS), wait=wait, retry=retry_if_exception(passes), reraise=True
-        )
+        tries = stop_after_attempt(ATTEMPTS)
+        retrying = Retrying(stop=tries, wait=wait, retry=retry_if_exception(passes), reraise=True)
         return retrying(self._request, f"{NOTE}\n\n{prompt}", schema)
 
     def summary(self) -> str:
@@ -214,8 +209,9 @@ class Judge:
                 else:
                     self.counts.judged += 1
                     self._recent.append(False)
-                    verdicts[futures[future]] = None if verdict is None else float(verdict)
-                    self._remember(futures[future], verdicts[futures[future]])
+                    key = futures[future]
+                    verdicts[key] = None if verdict is None else float(verdict)
+                    self._remember(key, verdicts[key])
         except BaseException:
             self._stopped.set()  # requests under way end by themselves, and are not tried again
             executor.shutdown(wait=False, cancel_futures=True)
@@ -302,12 +298,7 @@ class _Once:
 
 
 def connect(
-    name: str,
-    *,
-    model: str | None = None,
-    cache: Path,
-    timeout: float = 60.0,
-    **settings: Any,
+    name: str, *, model: str | None = None, cache: Path, timeout: float = 60.0, **settings: Any
 ) -> Judge | None:
     """The judge of this name, asked for a sign of life; None for "none".
 
@@ -358,9 +349,8 @@ def judged_reward(judge: Judge, rubric: Rubric) -> Reward:
         cases: dict[int, Case] = {}
         rows = zip(completions, question, answer, aliases, passages, strict=True)
         for i, (completion, asked, gold, accepted, shown) in enumerate(rows):
-            parsed = parse(completion_text(completion))
             golds = tuple(dict.fromkeys(text for text in (gold, *accepted) if text.strip()))
-            case = Case(asked, parsed.answer if parsed else "", golds[:MAX_GOLDS], tuple(shown))
+            case = Case(asked, answer_text(completion), golds[:MAX_GOLDS], tuple(shown))
             if not all(getattr(case, field) for field in rubric.reads if field != "answer"):
                 continue  # there is nothing to judge by, whatever the answer
             if 0 < len(case.answer) <= MAX_ANSWER_CHARACTERS:

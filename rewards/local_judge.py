@@ -10,6 +10,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,11 +145,7 @@ def bounded(schema: dict[str, Any], *, optional: bool = False) -> dict[str, Any]
     Numbers become whole, because a fraction has no last digit, and texts hold no escapes, line breaks or other control
     characters, which xgrammar's own `maxLength` lets through.
     """
-
-    def bound(schema: dict[str, Any]) -> dict[str, Any]:
-        return bounded(schema, optional=optional)
-
-    kept = dict(schema)
+    bound, kept = partial(bounded, optional=optional), dict(schema)
     if "properties" in kept:
         names = list(kept["properties"]) if optional else kept.get("required", [])
         kept["properties"] = {name: bound(kept["properties"][name]) for name in names}

@@ -22,7 +22,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from rewards.contract import Completion
-from rewards.tags import completion_text, parse
+from rewards.tags import answer_text
 
 MAX_CHARACTERS = 100
 
@@ -149,8 +149,4 @@ def correctness_reward(
     >>> correctness_reward(["<reasoning>9 * 2</reasoning><answer>$18</answer>", "18"], answer=["18", "18"])
     [1.0, 0.0]
     """
-    rewards: list[float | None] = []
-    for completion, gold in zip(completions, answer, strict=True):
-        parsed = parse(completion_text(completion))
-        rewards.append(grade_number(parsed.answer if parsed else "", gold))
-    return rewards
+    return [grade_number(answer_text(c), gold) for c, gold in zip(completions, answer, strict=True)]

@@ -81,13 +81,9 @@ def token_f1(prediction: str, aliases: Sequence[str]) -> float | None:
     golds = _usable(aliases)
     if not golds:
         return None
-    stated = normalise(prediction).split()
-    return max(_overlap(stated, gold.split()) for gold in golds)
-
-
-def _overlap(stated: list[str], gold: list[str]) -> float:
-    shared = sum((Counter(stated) & Counter(gold)).values())
-    return 2 * shared / (len(stated) + len(gold))
+    stated = Counter(normalise(prediction).split())
+    words = [Counter(gold.split()) for gold in golds]
+    return max(2 * (stated & gold).total() / (stated.total() + gold.total()) for gold in words)
 
 
 # What may lead to the letter: "Answer:", "So the correct answer is", "Final answer: option".

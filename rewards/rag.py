@@ -5,11 +5,11 @@ Nothing outside the block is read for it, so an answer that stands in the reason
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rewards.contract import Completion
 from rewards.qa import exact_match, token_f1
-from rewards.tags import Parsed, completion_text, parse
+from rewards.tags import answer_text, completion_text, parse
 
 # "[2]", and "[1, 2]" as models write it; ASCII digits only. No prompt shows a thousand passages.
 _CITATION = re.compile(r"\[([0-9]{1,3}(?:, ?[0-9]{1,3})*+)\]")
@@ -47,7 +47,7 @@ def exact_match_reward(
     >>> exact_match_reward(["<reasoning>[1] A band.</reasoning><answer>The Beatles.</answer>"], [["Beatles"]])
     [1.0]
     """
-    return _grade_answers(exact_match, completions, aliases)
+    return [exact_match(answer_text(c), golds) for c, golds in zip(completions, aliases, strict=True)]
 
 
 def f1_reward(
@@ -61,7 +61,7 @@ def f1_reward(
     >>> f1_reward(["<reasoning>[1] A band.</reasoning><answer>John</answer>"], [["John Winston Lennon"]])
     [0.5]
     """
-    return _grade_answers(token_f1, completions, aliases)
+    return [token_f1(answer_text(c), golds) for c, golds in zip(completions, aliases, strict=True)]
 
 
 def citation_reward(
@@ -75,18 +75,5 @@ def citation_reward(
     >>> citation_reward(["<reasoning>[2] has Tarby.</reasoning><answer>Tarby</answer>"], [[False, True]])
     [1.0]
     """
-    parsed = [_parse(completion) for completion in completions]
+    parsed = [parse(completion_text(completion)) for completion in completions]
     return [grade_citations(cited(p.reasoning) if p else set(), own) for p, own in zip(parsed, supporting, strict=True)]
-
-
-def _parse(completion: Completion) -> Parsed | None:
-    return parse(completion_text(completion))
-
-
-def _grade_answers(
-    grade: Callable[[str, Sequence[str]], float | None],
-    completions: Sequence[Completion],
-    aliases: Sequence[Sequence[str]],
-) -> list[float | None]:
-    parsed = [_parse(completion) for completion in completions]
-    return [grade(p.answer if p else "", own) for p, own in zip(parsed, aliases, strict=True)]

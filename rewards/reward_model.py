@@ -20,6 +20,7 @@ from rewards.tags import completion_text
 
 ADAPTER = "reward"  # what the reward model's LoRA is called on the policy's trunk
 HEAD = "base_model.model.score.weight"
+BATCH = 8  # texts read at once
 
 
 def load_trunk(source: str, *, revision: str | None = None, load_in_4bit: bool) -> Any:
@@ -28,12 +29,8 @@ def load_trunk(source: str, *, revision: str | None = None, load_in_4bit: bool) 
     The head computes in float32 whatever the trunk is in and the trainer's autocast asks for: a reward is one number,
     and what bfloat16 leaves of it, 3 digits, is no more than the difference between two answers.
 
-    Args:
-        source: folder or hub id of a causal language model, in 16 or 4 bits.
-        load_in_4bit: quantise to NF4 what is not yet.
-
-    Raises:
-        ValueError: `source` lacks weights of the trunk.
+    `source` is the folder or hub id of a causal language model, in 16 or 4 bits; `load_in_4bit` quantises to NF4 what
+    is not yet. Raises ValueError where it lacks weights of the trunk.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
@@ -79,8 +76,7 @@ def load_trunk(source: str, *, revision: str | None = None, load_in_4bit: bool) 
 def load(folder: str) -> tuple[Any, Any]:
     """The reward model whose adapter is in `folder`, and its tokenizer; on a GPU over 4-bit weights.
 
-    Raises:
-        ValueError: the folder holds no reward model, or its base model cannot be loaded.
+    Raises ValueError where the folder holds no reward model, or its base model cannot be loaded.
     """
     import torch
     from peft import PeftModel
@@ -91,23 +87,15 @@ def load(folder: str) -> tuple[Any, Any]:
     try:
         trunk = load_trunk(source, revision=config.get("revision"), load_in_4bit=torch.cuda.is_available())
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{source}, the base model of {folder}, cannot be loaded ({reason}): fetch it first"
-        ) from error
+        reason = f"cannot be loaded ({str(error).splitlines()[0]})"
+        raise ValueError(f"{source}, the base model of {folder}, {reason}: fetch it first") from error
     tokenizer = AutoTokenizer.from_pretrained(str(path))
     trunk.config.pad_token_id = tokenizer.pad_token_id
     return PeftModel.from_pretrained(trunk, str(path)).eval(), tokenizer
 
 
 def score(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Messages],
-    responses: Sequence[str],
-    *,
-    max_length: int = 1024,
-    batch_size: int = 8,
+    model: Any, tokenizer: Any, prompts: Sequence[Messages], responses: Sequence[str], *, max_length: int = 1024
 ) -> list[float]:
     """The reward of each response to its prompt: any number, and only differences between them mean something.
 
@@ -117,7 +105,7 @@ def score(
     def read(batch: Any) -> Any:
         return model(**batch.to(model.device)).logits[:, 0]
 
-    return _score(read, tokenizer, prompts, responses, max_length, batch_size)
+    return _score(read, tokenizer, prompts, responses, max_length)
 
 
 def prefer(folder: str) -> Prefer:
@@ -252,12 +240,7 @@ def _judging(policy: Any) -> Iterator[None]:
 
 
 def _score(
-    read: Callable[[Any], Any],
-    tokenizer: Any,
-    prompts: Sequence[Messages],
-    responses: Sequence[str],
-    max_length: int = 1024,
-    batch_size: int = 8,
+    read: Callable[[Any], Any], tokenizer: Any, prompts: Sequence[Messages], responses: Sequence[str], max_length: int
 ) -> list[float]:
     """`score` by `read`, which gives the reward at the last token of each row of a batch padded on the right."""
     import torch
@@ -266,8 +249,8 @@ def _score(
     rows = [ids[:max_length] for ids in tokenizer.apply_chat_template(chats, return_dict=False)]
     rewards = [math.nan] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
         padded = tokenizer.pad({"input_ids": [rows[i] for i in batch]}, padding_side="right", return_tensors="pt")
         with torch.inference_mode():
             found = read(padded)

@@ -69,6 +69,12 @@ def parse(text: str) -> Parsed | None:
     return Parsed(reasoning, answer, before, after)
 
 
+def answer_text(completion: Completion) -> str:
+    """The text of the answer block; "" where the completion does not parse."""
+    parsed = parse(completion_text(completion))
+    return parsed.answer if parsed else ""
+
+
 def completion_text(completion: Completion) -> str:
     """The text to score: the completion itself, or the last assistant message of a conversational one.
 

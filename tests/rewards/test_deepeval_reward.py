@@ -45,7 +45,9 @@ def verdicts(*words: str) -> dict[str, Any]:
 
 
 def run(make: Any, backend: Scripted, folder: Path, *answers: str, **changed: Any) -> list[float | None]:
-    reward = make(Judge(backend, cache=folder, backoff=0.01))
+    judge = Judge(backend, cache=folder)
+    judge.backoff = 0.01
+    reward = make(judge)
     row = {"question": "What is the capital?", "answer": "Paris", "aliases": ["Paris", "Lutetia"], "passages": PASSAGES}
     completions = [f"<reasoning>I read it.</reasoning><answer>{answer}</answer>" for answer in answers]
     return reward(completions=completions, **{name: [value] * len(answers) for name, value in (row | changed).items()})

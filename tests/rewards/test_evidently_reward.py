@@ -51,7 +51,9 @@ def test_the_category_is_the_score(tmp_path, category, reward):
 @pytest.mark.parametrize("said", ['{"category": "MAYBE"}', '{"verdict": "CORRECT"}', "CORRECT"])
 def test_other_replies_are_no_verdict(tmp_path, said):
     backend = Scripted(said)
-    assert run(Judge(backend, cache=tmp_path, backoff=0.01), "Paris") == [None]
+    judge = Judge(backend, cache=tmp_path)
+    judge.backoff = 0.01
+    assert run(judge, "Paris") == [None]
     assert len(backend.prompts) == 3, "Evidently's own second try is on top of the judge's three"
 
 

@@ -333,7 +333,8 @@ def test_four_rewards_through_transformers_serve(
     """What SmolLM2 writes when nothing holds it to the schema: GEval's verdicts, and little that others can use."""
     monkeypatch.setattr("rewards.judge.ATTEMPTS", 1)  # greedy, it would say the same again
     model = transformers_server.model
-    judge = build_judge(proxy.address, tmp_path, model=model, max_failures=1.0, timeout=PATIENCE)
+    judge = build_judge(proxy.address, tmp_path, model=model, timeout=PATIENCE)
+    judge.max_failures = 1.0
     unparsed = Case("Who?", "Ann", "It was Ann.", ["Ann\nIt was Ann."])
     proxy.arrivals.clear()  # the judge was asked for a sign of life
     for name, build in REWARDS.items():

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from recipes.common.cli import explain
+from rewards import reward_model
 from rewards.reward_model import load, load_trunk, prefer, reward, score
 
 PROMPTS = [
@@ -158,7 +159,7 @@ def test_a_base_model_that_is_gone_is_one_sentence(saved: tuple[str, Any], tmp_p
 # Scores
 
 
-def test_scores_are_those_of_the_texts_by_themselves(loaded: tuple[Any, Any]) -> None:
+def test_scores_are_those_of_the_texts_by_themselves(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     model, tokenizer = loaded
@@ -167,11 +168,12 @@ def test_scores_are_those_of_the_texts_by_themselves(loaded: tuple[Any, Any]) ->
         ids = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": text}], return_dict=False)
         with torch.no_grad():
             expected.append(model(input_ids=torch.tensor([ids])).logits.item())
-    assert score(model, tokenizer, PROMPTS, FIRST, batch_size=1) == pytest.approx(expected, abs=1e-5)
-    for batch_size in (2, 3, 8):
-        assert score(model, tokenizer, PROMPTS, FIRST, batch_size=batch_size) == pytest.approx(expected, **NEAR)
-    backwards = score(model, tokenizer, PROMPTS[::-1], FIRST[::-1], batch_size=2)
-    assert backwards[::-1] == pytest.approx(expected, **NEAR)
+    for size in (1, 2, 3, 8):
+        monkeypatch.setattr(reward_model, "BATCH", size)
+        near = {"abs": 1e-5} if size == 1 else NEAR
+        assert score(model, tokenizer, PROMPTS, FIRST) == pytest.approx(expected, **near)
+        backwards = score(model, tokenizer, PROMPTS[::-1], FIRST[::-1])
+        assert backwards[::-1] == pytest.approx(expected, **near)
 
 
 def test_a_text_is_read_to_the_limit(loaded: tuple[Any, Any]) -> None:
