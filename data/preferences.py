@@ -15,21 +15,10 @@ MAX_LABEL_RATIO = 4 / 3
 
 
 def pair(prompt: list[dict[str, str]], chosen: str, rejected: str, score_chosen: float, score_rejected: float) -> Row:
-    """The columns of one pair, as every preference set emits them.
+    """The columns of one pair, as every preference set emits them: `question` is the last user message.
 
-    Args:
-        prompt: messages, the last from the user.
-        chosen: the better response, stripped.
-        rejected: the other, stripped.
-        score_chosen: on whatever scale the set has; higher is better.
-        score_rejected: on the same scale.
-
-    Returns:
-        `prompt`, `chosen` and `rejected` (each one assistant message), `question` (the last user message), `answer`
-        (the chosen text), `score_chosen` and `score_rejected`.
-
-    Raises:
-        LeftOut: a response is empty, both are the same, or the chosen one does not have the higher score.
+    Responses come stripped; scores are on whatever scale the set has, higher being better. Raises LeftOut where a
+    response is empty, both are the same, or the chosen one does not have the higher score.
     """
     if not chosen or not rejected:
         raise LeftOut("have an empty response")
@@ -67,19 +56,15 @@ def score(row: Row, key: str) -> float:
 
 
 def unpaired(dataset: "Dataset") -> "Dataset":
-    """Every response of the pairs as a row of its own, in the order that TRL's KTO needs.
+    """Every response of the pairs as a row of its own, in the order that TRL's KTO needs: two rows for each pair, with
+    the columns `prompt`, `completion` (one assistant message) and `label` (True for chosen).
 
     KTO's reference point is a KL estimated on mismatched prompts and responses. TRL 1.15 gives each prompt the
     completion of the row before it, within as many consecutive rows as one device's batch holds, and never
     shuffles: a neighbour with the same prompt would be no mismatch. So a first pass takes chosen and rejected
     alternately, one of each pair, and a second pass takes the others. The responses of one pair stand as many rows
-    apart as there are pairs, and any run of that many rows holds each pair once.
-
-    Args:
-        dataset: with the columns `prompt`, `chosen` and `rejected`. Pairs that share a prompt are not moved apart.
-
-    Returns:
-        Columns `prompt`, `completion` (one assistant message) and `label` (True for chosen); two rows for each pair.
+    apart as there are pairs, and any run of that many rows holds each pair once. Pairs that share a prompt are not
+    moved apart.
     """
     pairs = dataset.select_columns(["prompt", "chosen", "rejected"]).to_list()
     rows = []
@@ -94,19 +79,11 @@ def unpaired(dataset: "Dataset") -> "Dataset":
 
 
 def label_weights(labels: Iterable[bool]) -> tuple[float, float]:
-    """KTO's weights for an unequal number of desirable and undesirable rows: (desirable, undesirable).
+    """KTO's weights for an unequal number of desirable (True) and undesirable rows: (desirable, undesirable).
 
     The weighted counts end up in the ratio 1:1 to 4:3, desirable first. At most one weight leaves 1.0, that of the
-    label there is too much of, and only as far as it must.
-
-    Args:
-        labels: True for each desirable row, False for each undesirable one.
-
-    Returns:
-        Two weights in (0, 1], at least one of which is 1.0.
-
-    Raises:
-        ValueError: one of the two labels does not occur, so that no weight can balance them.
+    label there is too much of, and only as far as it must; it stays above 0. Raises ValueError where one of the two
+    labels does not occur, so that no weight can balance them.
     """
     counts = Counter(map(bool, labels))
     if not counts[True] or not counts[False]:

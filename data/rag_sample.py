@@ -304,13 +304,8 @@ def musique_rows(rng: random.Random) -> Iterator[Row]:
                 "answerable": True,
                 "question_decomposition": steps,
                 "paragraphs": [
-                    {
-                        "idx": index,
-                        "title": title,
-                        "paragraph_text": " ".join(sentences),
-                        "is_supporting": title in gold,
-                    }
-                    for index, (title, sentences, _) in enumerate(paragraphs)
+                    {"idx": i, "title": title, "paragraph_text": " ".join(sentences), "is_supporting": title in gold}
+                    for i, (title, sentences, _) in enumerate(paragraphs)
                 ],
             }
 

@@ -13,17 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "unsloth",
-    "unsloth_zoo",
-    "datasets",
-    "vllm",
-)
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "unsloth_zoo", "datasets", "vllm")
 
 
 @cache
@@ -50,15 +40,9 @@ def quiet_libraries() -> None:
     """Silence what a user cannot act on; call it before the libraries are imported."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # tokenising a few thousand rows
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPO and CPO: pinned, and tested
-    for name in (
-        "bitsandbytes",
-        "huggingface_hub",
-        "torch.distributed",
-        "transformers.trainer_callback",
-        "trl.experimental",
-    ):  # absent optional kernels, retries
+    loud = ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "huggingface_hub", "torch.distributed")
+    for name in (*loud, "transformers.trainer_callback", "trl.experimental"):  # absent optional kernels, retries
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def keep_freed_memory() -> None:

@@ -15,7 +15,6 @@ it works, Huang et al. 2024, arXiv 2403.17031. Imports transformers: recipes imp
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
-from trl.trainer.utils import entropy_from_logits, selective_log_softmax, use_adapter
+from trl.trainer.utils import entropy_from_logits, pad, selective_log_softmax, use_adapter
 
 from data.prompts import leave_out_long
 from eval.sampling import Completion, Sampler, evaluate
@@ -321,22 +319,15 @@ class PPOTrainer(Trainer):
         ]
 
     def _micro_batch(self, rows: list[int], asked: list[list[int]], written: list[tuple[int, ...]]) -> MicroBatch:
-        def padded(texts: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
-            ids = [torch.tensor(text, dtype=torch.long) for text in texts]
-            ones = [torch.ones(len(text), dtype=torch.bool) for text in texts]
-            fill = self.processing_class.pad_token_id
-            return (
-                pad_sequence(ids, batch_first=True, padding_value=fill, padding_side=side),
-                pad_sequence(ones, batch_first=True, padding_side=side),
-            )
-
-        (left, left_mask), (right, right_mask) = padded(asked, "left"), padded(written, "right")
-        device = self.args.device
+        prompts = pad([torch.tensor(ids) for ids in asked], padding_value=-1, padding_side="left")
+        completions = pad([torch.tensor(ids) for ids in written], padding_value=-1)
+        ids = torch.cat([prompts, completions], dim=1).to(self.args.device)
+        attention = ids >= 0
         return MicroBatch(
-            rows=torch.tensor(rows, device=device),
-            ids=torch.cat([left, right], dim=1).to(device),
-            attention=torch.cat([left_mask, right_mask], dim=1).to(device),
-            width=right.shape[1],
+            rows=torch.tensor(rows, device=ids.device),
+            ids=ids.where(attention, self.processing_class.pad_token_id),
+            attention=attention,
+            width=completions.shape[1],
         )
 
     def _stack(self, batches: Sequence[MicroBatch], read: Callable[[MicroBatch], tuple[Tensor, ...]]) -> list[Tensor]:
@@ -370,7 +361,7 @@ class PPOTrainer(Trainer):
     def _values(self, batch: MicroBatch) -> Tensor:
         """What is still to come before each token of the completions is written: [b, width]."""
         base = self.model.get_base_model()
-        with value_function(self.model):
+        with use_adapter(self.model, VALUE):
             # On a GPU, Unsloth's decoder heeds the padding because a pass through the whole model came before.
             with self.accelerator.autocast():
                 states = base.get_decoder()(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
@@ -391,11 +382,7 @@ class PPOTrainer(Trainer):
             if args.max_update_kl is not None and found[-1]["approx_kl"] > args.max_update_kl:
                 break
         means = {name: sum(line[name] for line in found) / len(found) for name in found[0]}
-        once = {
-            "approx_kl": found[-1]["approx_kl"],
-            "ratio_error": found[0]["ratio_error"],
-            "minibatches": len(found),
-        }
+        once = {"approx_kl": found[-1]["approx_kl"], "ratio_error": found[0]["ratio_error"], "minibatches": len(found)}
         self.figures |= means | once
         return torch.tensor(means["policy_loss"] + means["value_loss"], device=args.device)
 
@@ -427,7 +414,7 @@ class PPOTrainer(Trainer):
             sums["approx_kl"] += float(kl_penalty(logp0, logp, "k3").sum()) / count
             ratio_error = max(ratio_error, float((logp - logp0).expm1().abs().max()))
             del logp, losses  # and with them the activations, before there are others
-            with value_function(self.model):  # also for its backward pass, where checkpoints are computed again
+            with use_adapter(self.model, VALUE):  # also for its backward pass, where checkpoints are computed again
                 losses, clipped = value_loss(self._values(batch), values0, returns, args.value_clip_range)
                 loss = losses[mask].sum() / count
                 self.accelerator.backward(loss)
@@ -563,10 +550,3 @@ def trained_parameters(model: Any) -> tuple[list[Tensor], list[Tensor]]:
         elif f".{VALUE}." in name:
             value.append(parameter)
     return policy, value
-
-
-@contextmanager
-def value_function(model: Any) -> Iterator[None]:
-    """The value function's adapter in place of the policy's for the length of a `with`."""
-    with use_adapter(model, VALUE):
-        yield

@@ -25,15 +25,15 @@ def choose(choice: Choice, load_in_4bit: bool) -> Literal["vllm", "model"]:
     on_cpu = not machine.has_gpu()
     if choice == "model":
         return "model"
+    hindrance = ""
     if not machine.has_vllm():
-        if choice == "vllm":
-            raise ValueError("--rollouts vllm needs vLLM, which is not installed: run `make setup-vllm`")
-        print("Rollouts go through the model itself: vLLM is not installed (`make setup-vllm` adds it).")
-        return "model"
-    if on_cpu and load_in_4bit:
-        if choice == "vllm":
-            raise ValueError("--rollouts vllm has no 4-bit kernels on a CPU: add --no-load-in-4bit")
-        print("Rollouts go through the model itself: vLLM has no 4-bit kernels on a CPU (--no-load-in-4bit).")
+        hindrance = "vLLM is not installed: run `make setup-vllm`"
+    elif on_cpu and load_in_4bit:
+        hindrance = "vLLM has no 4-bit kernels on a CPU: add --no-load-in-4bit"
+    if hindrance and choice == "vllm":
+        raise ValueError(f"--rollouts vllm does not work here, since {hindrance}")
+    if hindrance:
+        print(f"Rollouts go through the model itself, since {hindrance}.")
         return "model"
     if on_cpu:
         # Read when vLLM is imported: 1 GiB of key-value cache, and the engine in this process.

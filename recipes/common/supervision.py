@@ -58,7 +58,7 @@ def audit(trainer: Any, *, allow_unsupervised: bool = False, show_tokens: int = 
         show_tokens: how many rows to print first, with the supervised tokens marked.
 
     Returns:
-        For results.json: `rows` audited; `flaws`, rows by kind; `pad_is_eos`; `length_limit` in tokens or None;
+        `rows` audited; `flaws`, rows by kind; `pad_is_eos`; `length_limit` in tokens or None;
         `tokens` per row as `p50`, `p95` and `max`; `padding`, the share of padding in the trainer's batches of
         these rows, in its own order. Grouping by length pads less over the whole of a larger set.
 
@@ -75,9 +75,8 @@ def audit(trainer: Any, *, allow_unsupervised: bool = False, show_tokens: int = 
 
     flaws = [find_flaws(ids, labels, tokens, limit) for ids, labels in rows]
     counts = {kind: sum(kind in found for found in flaws) for kind in (NOTHING, DOUBLE_BOS, ENDLESS, CUT, PADDED)}
-    result = _result(tokenizer, len(rows), counts, [len(ids) for ids, _ in rows], limit, _padding(trainer))
-    _conclude(result, trainer, allow_unsupervised)
-    return result
+    lengths = [len(ids) for ids, _ in rows]
+    return _conclude(trainer, len(rows), counts, lengths, limit, _padding(trainer), allow_unsupervised)
 
 
 def audit_pairs(trainer: Any, *, allow_unsupervised: bool = False, show_tokens: int = 0) -> dict[str, Any]:
@@ -123,10 +122,9 @@ def audit_pairs(trainer: Any, *, allow_unsupervised: bool = False, show_tokens: 
     kinds = (NOTHING, DOUBLE_BOS, NO_BOS, ENDLESS, CUT, LEFT_OUT, PROMPTS_DIFFER, SAME)
     counts = {kind: sum(kind in found for found in flaws) for kind in kinds}
     lengths = [len(prompt) + len(response) for texts in rows for prompt, response in texts]
-    result = _result(tokenizer, len(rows), counts, lengths, limit, _pair_padding(trainer, layout, cut))
-    # ORPO and SimPO. CPO's own loss sums, and is refused with them.
-    _conclude(result, trainer, allow_unsupervised, divides=layout == "labelled pair")
-    return result
+    padding = _pair_padding(trainer, layout, cut)
+    divides = layout == "labelled pair"  # ORPO and SimPO. CPO's own loss sums, and is refused with them.
+    return _conclude(trainer, len(rows), counts, lengths, limit, padding, allow_unsupervised, divides)
 
 
 def find_flaws(ids: Sequence[int], labels: Sequence[int], tokens: Tokens, limit: int | None) -> list[str]:
@@ -235,20 +233,6 @@ def _begins(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id in starts  # which hold no None
 
 
-def _result(
-    tokenizer: Any, rows: int, counts: dict[str, int], lengths: list[int], limit: int | None, padding: float
-) -> dict[str, Any]:
-    lengths = sorted(lengths)
-    return {
-        "rows": rows,
-        "flaws": counts,
-        "pad_is_eos": tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id,
-        "length_limit": limit,
-        "tokens": {"p50": _quantile(lengths, 0.5), "p95": _quantile(lengths, 0.95), "max": lengths[-1]},
-        "padding": round(padding, 4),
-    }
-
-
 def _rows(trainer: Any) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of the first `ROWS` rows, as the collator gives them to the model, without padding."""
     dataset = trainer._remove_unused_columns(_tokenised(trainer), description="audit")
@@ -326,18 +310,38 @@ def _fixes(tokenizer: Any, limit: int | None) -> dict[str, str]:
     }
 
 
-def _conclude(result: dict[str, Any], trainer: Any, allow_unsupervised: bool, divides: bool = False) -> None:
-    """Print one line or the table of flaws; refuse what nobody should train on.
+def _conclude(
+    trainer: Any,
+    rows: int,
+    counts: dict[str, int],
+    lengths: list[int],
+    limit: int | None,
+    padding: float,
+    allow_unsupervised: bool,
+    divides: bool = False,
+) -> dict[str, Any]:
+    """Print one line or the table of flaws, and refuse what nobody should train on; returns what `audit` does.
 
     Args:
         divides: the loss divides by the number of supervised tokens, row by row.
     """
-    tokenizer = trainer.processing_class
-    rows, counts, fixes = result["rows"], result["flaws"], _fixes(tokenizer, result["length_limit"])
-    _print_table(result, fixes, trainer.args.train_batch_size)
+    tokenizer, fixes = trainer.processing_class, _fixes(trainer.processing_class, limit)
+    ordered, found = sorted(lengths), {kind: count for kind, count in counts.items() if count}
+    p50, p95 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.95))
+    print(
+        f"Supervision of {rows:,} rows: {'flaws found' if found else 'all well'}; "
+        f"{p50:,} tokens (p50), {p95:,} (p95), {ordered[-1]:,} (max){f' of at most {limit:,}' if limit else ''}; "
+        f"{padding:.1%} padding in batches of {trainer.args.train_batch_size}"
+    )
+    if found:
+        width = max(len(kind) for kind in found)
+        print(f"  {'what':{width}}  rows   share  what to do")
+        for kind, count in found.items():
+            print(f"  {kind:{width}}  {count:4}  {count / rows:6.1%}  {fixes[kind]}")
+    pad_is_eos = tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id
     # TRL 1.15's collators pad the labels by themselves and never look for the pad token. transformers' own one for
     # language modelling does, and there every row comes out as PADDED.
-    if result["pad_is_eos"] and not counts.get(PADDED):
+    if pad_is_eos and not counts.get(PADDED):
         print(
             f"  The pad token is the end token, {tokenizer.eos_token}: harmless here, since this collator masks by "
             "position; one that masks by token would leave the end untrained."
@@ -356,21 +360,9 @@ def _conclude(result: dict[str, Any], trainer: Any, allow_unsupervised: bool, di
             f"{kind} in {count:,} of {rows:,} rows, where at most {THRESHOLD:.0%} may be bad: {fixes[kind]}; or "
             "train all the same with --allow-unsupervised"
         )
-
-
-def _print_table(result: dict[str, Any], fixes: dict[str, str], batch_size: int) -> None:
-    rows, tokens, limit = result["rows"], result["tokens"], result["length_limit"]
-    found = {kind: count for kind, count in result["flaws"].items() if count}
-    print(
-        f"Supervision of {rows:,} rows: {'flaws found' if found else 'all well'}; "
-        f"{tokens['p50']:,} tokens (p50), {tokens['p95']:,} (p95), {tokens['max']:,} (max)"
-        f"{f' of at most {limit:,}' if limit else ''}; {result['padding']:.1%} padding in batches of {batch_size}"
-    )
-    if found:
-        width = max(len(kind) for kind in found)
-        print(f"  {'what':{width}}  rows   share  what to do")
-        for kind, count in found.items():
-            print(f"  {kind:{width}}  {count:4}  {count / rows:6.1%}  {fixes[kind]}")
+    tokens = {"p50": p50, "p95": p95, "max": ordered[-1]}
+    facts = {"pad_is_eos": pad_is_eos, "length_limit": limit, "tokens": tokens, "padding": round(padding, 4)}
+    return {"rows": rows, "flaws": counts, **facts}
 
 
 def _shown(name: str, ids: list[int], labels: list[int], tokenizer: Any) -> str:
@@ -387,7 +379,3 @@ def _visible(character: str) -> str:
     if character == "\n":
         return "\\n\n"
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-
-
-def _quantile(ordered: list[int], share: float) -> int:
-    return ordered[math.ceil(share * len(ordered)) - 1]

@@ -168,7 +168,8 @@ def forward(model: Any, ids: list[int], count: int, temperature: float) -> Tenso
 
 def by_hand(trainer: Any, gamma: float, lam: float) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Figures and gradients of the first minibatch, one completion at a time, from the formulas of the papers."""
-    from recipes.common.ppo import value_function
+    from trl.trainer.utils import use_adapter
+
     from recipes.common.preference import reference_policy
 
     model, args, tokenizer = trainer.model, trainer.args, trainer.processing_class
@@ -181,7 +182,7 @@ def by_hand(trainer: Any, gamma: float, lam: float) -> tuple[dict[str, float], d
             logps = forward(model, ids, count, args.temperature)
             with reference_policy(model):
                 reference = forward(model, ids, count, args.temperature)
-            with value_function(model):
+            with use_adapter(model, "value"):
                 states = model.get_base_model().model(input_ids=torch.tensor([ids])).last_hidden_state[0]
             values = (states[-count - 1 : -1] @ model.value_head.weight[0]).tolist()
         take = (torch.arange(count), chosen)
@@ -220,7 +221,7 @@ def by_hand(trainer: Any, gamma: float, lam: float) -> tuple[dict[str, float], d
         whitened = (torch.tensor(row["advantages"]) - mean) / std
         logps = forward(model, row["ids"], len(row["chosen"]), args.temperature)
         (-(whitened * logps[torch.arange(len(row["chosen"])), row["chosen"]]).sum() / count).backward()
-        with value_function(model):
+        with use_adapter(model, "value"):
             states = model.get_base_model().model(input_ids=torch.tensor([row["ids"]])).last_hidden_state[0]
             values = states[-len(row["chosen"]) - 1 : -1] @ model.value_head.weight[0]
             (0.5 * ((values - torch.tensor(row["returns"])) ** 2).sum() / count).backward()

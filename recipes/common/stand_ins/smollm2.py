@@ -184,37 +184,18 @@ def _model_files(gguf: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _tokenizer_json(tokens: list[str], kinds: list[int], merges: list[str]) -> bytes:
-    """The tokenizer in the `tokenizers` library's format, laid out like the file on the hub."""
+    """The tokenizer in the `tokenizers` library's format, to the byte the file on the hub."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
     control = 3  # GGUF's kind of token that text never spells
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": {token: i for i, token in enumerate(tokens)},
-        "merges": merges,
-    }
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": token, **flags} for i, token in enumerate(tokens) if kinds[i] == control],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
-        },
-        "post_processor": None,
-        "decoder": {**byte_level, "add_prefix_space": True},
-        "model": model,
-    }
-    return _json(tokenizer)
+    splits = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([token for token, kind in zip(tokens, kinds, strict=True) if kind == control])
+    written = json.loads(tokenizer.to_str())
+    written["model"]["merges"] = merges  # as one string each, which the library reads and no longer writes
+    return _json(written)
 
 
 def _safetensors(tensors: list[Any], rotary_heads: dict[str, int]) -> bytes:
