@@ -25,9 +25,7 @@ No GPU has run this yet.
 """
 
 import argparse
-import json
 import os
-import re
 import shutil
 import signal
 import statistics
@@ -35,16 +33,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from eval.files import RESULTS, results_folder, write_json_atomic
+from eval.files import RESULTS, read_json, results_folder, write_json_atomic
 from eval.metrics import verdict
 from recipes.bench import gauge, process
 from recipes.bench.card_row import METHODS, ROLLS_OUT, Job, ceilings, measure
-from recipes.bench.card_table import describe, key, print_table, write_readme
+from recipes.bench.card_table import DATED, describe, key, print_table, write_readme
 from recipes.bench.process import Failed
 from recipes.common import machine
 from recipes.common.rollouts import Choice
@@ -52,9 +51,11 @@ from recipes.common.stand_ins.shapes import by_name, random_folder
 from recipes.common.stand_ins.smollm2 import cache_root
 
 README = Path(__file__).with_name("README.md")
-MIB_IN_GIB = 1024
 # Methods, and the share of the time that is left which the recipe of each may take.
 LEARNERS = {"grpo": 0.7, "dpo": 1.0}
+# What an entry says as its process found it.
+KEPT = ("work", "phases", "memory_gib", "loss_finite", "gradients_on_adapters_only", "growth")
+Row = dict[str, Any]  # what a row of the card is of: the fields of `card_table.KEY`
 
 
 def about() -> dict[str, Any]:
@@ -79,40 +80,16 @@ def learn(method: str, output_dir: str, hours: float, resume: bool) -> None:
     recipe.main(replace(recipe.ON_CPU, output_dir=output_dir, max_hours=hours, resume=resume))
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one row of the card is of."""
-
-    method: str
-    shape: str
-    bits: int
-    half: str
-    rollouts: Choice | None
-    """The engine, "model" or "vllm"; None where a method has no rollouts"""
-
-    @property
-    def recipe(self) -> str:
-        return METHODS[self.method].name
-
-
 def planned(args: argparse.Namespace, about: dict[str, Any]) -> list[Row]:
     """The rows that are asked for, in their order."""
-    bits = args.bits or (4 if about["gpu"] else 16)
-
-    def engines(method: str) -> Sequence[Choice | None]:
-        if method not in ROLLS_OUT:
-            return [None]
+    bits, rows = args.bits or (4 if about["gpu"] else 16), []
+    for shape, method, half in product(args.shapes, args.methods, args.half or [about["half"]]):
+        engines: list[Choice | None] = ["model" if method in ROLLS_OUT else None]
         # vLLM has no 4-bit kernels on a CPU.
-        with_vllm = method == "grpo" and about["vllm"] and (about["gpu"] or bits == 16)
-        return ["model", "vllm"] if with_vllm else ["model"]
-
-    return [
-        Row(method, shape, bits, half, engine)
-        for shape in args.shapes
-        for method in args.methods
-        for half in args.half or [about["half"]]
-        for engine in engines(method)
-    ]
+        if method == "grpo" and about["vllm"] and (about["gpu"] or bits == 16):
+            engines.append("vllm")
+        rows += [dict(method=method, shape=shape, bits=bits, half=half, rollouts=engine) for engine in engines]
+    return rows
 
 
 class Card:
@@ -121,11 +98,11 @@ class Card:
     def __init__(self, args: argparse.Namespace, about: dict[str, Any]) -> None:
         self.args, self.about, self.began = args, about, time.monotonic()
         folder = results_folder(about["machine"], args.results)
-        dated = sorted(path for path in folder.glob("*.json") if re.fullmatch(r"\d{4}-\d\d-\d\d", path.stem))
-        self.path = dated[-1] if args.resume and dated else folder / f"{date.today().isoformat()}.json"
+        newest = max(folder.glob(DATED), default=None) if args.resume else None
+        self.path = newest or folder / f"{date.today().isoformat()}.json"
         self.kept: dict[str, Any] = {"machine": about["machine"], "ceilings": None, "rows": [], "learned": []}
         if self.path.exists():
-            self.kept = json.loads(self.path.read_text(encoding="utf-8"))
+            self.kept = read_json(self.path)
         self.scratch = cache_root() / "card"
 
     def keep(self, kind: str, entry: dict[str, Any]) -> None:
@@ -148,7 +125,7 @@ class Card:
         if not self.args.resume:
             return list(rows)
         there = {key(row) for row in self.kept["rows"] if row.get("peer") or not self.args.peer or row["failed"]}
-        return [row for row in rows if key(asdict(row)) not in there]
+        return [row for row in rows if key(row) not in there]
 
     def run(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Measure what is missing while there is time; returns the entries of `rows` that there are."""
@@ -167,49 +144,30 @@ class Card:
                     )
                     break
                 if number == 0:
-                    self.kept["ceilings"] = self.ceilings()
+                    self.kept["ceilings"] = process.call(ceilings)
                 began = time.monotonic()
                 entry = self.measure(row)
                 self.keep("rows", entry)
                 print(f"{describe(entry)}, {time.monotonic() - began:.0f} s", flush=True)
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)  # models of several GiB
-        asked = {key(asdict(row)) for row in rows}
+        asked = [key(row) for row in rows]
         return [entry for entry in self.kept["rows"] if key(entry) in asked]
-
-    def ceilings(self) -> dict[str, float] | None:
-        """What `recipes.bench.card_row.ceilings` measures; None, with a line, where it fails."""
-        try:
-            return process.call(ceilings)
-        except Failed as error:
-            print(f"No shares of this machine: its ceilings could not be measured ({error})")
-            return None
 
     def measure(self, row: Row) -> dict[str, Any]:
         """One row: its turns, and what they found."""
-        entry: dict[str, Any] = {**asdict(row), "recipe": row.recipe, **self.stamp(), "failed": None, "peer": None}
-        turns: dict[str, dict[str, Any]] = {}
+        entry = {**row, "recipe": METHODS[row["method"]].name, **self.stamp(), "failed": None, "peer": None}
         with tempfile.TemporaryDirectory(prefix="card-") as work:
             try:
-                in_4bit = row.bits == 4
-                job = Job(
-                    method=row.method,
-                    shape=row.shape,
-                    model=process.call(make_model, row.shape, str(self.scratch), in_4bit),
-                    folder=f"{work}/run",
-                    in_4bit=in_4bit,
-                    gpu=self.about["gpu"],
-                    half=row.half,
-                    engine=row.rollouts or "model",
-                )
-                turns["ours"] = self.turn(job, grow=True)
-                in_turn = self.args.peer and row.rollouts != "vllm"  # for which TRL has no peer on a CPU
-                if in_turn:
-                    turns["peer"] = self.peer(job)
-                turns["again"] = self.turn(job, reload=True, train=in_turn, engine="model")
+                model = process.call(make_model, row["shape"], str(self.scratch), row["bits"] == 4)
+                job = Job(**row, model=model, folder=f"{work}/run", gpu=self.about["gpu"])
+                ours = self.turn(job, grow=True)
+                in_turn = self.args.peer and row["rollouts"] != "vllm"  # for which TRL has no peer on a CPU
+                peer = self.peer(job) if in_turn else None
+                again = self.turn(job, reload=True, train=in_turn, rollouts="model")
             except Failed as error:
                 return entry | {"failed": str(error)}
-        return entry | figures(turns, self.kept["ceilings"])
+        return entry | figures(ours, again, peer, self.kept["ceilings"])
 
     def turn(self, job: Job, *, python: str = sys.executable, **changes: Any) -> dict[str, Any]:
         """A process of `job` with `changes`; what it found."""
@@ -222,11 +180,10 @@ class Card:
 
     def peer(self, job: Job) -> dict[str, Any]:
         """The peer's turn, or why there was none: our figures stand without it."""
-        on_its_own = self.about["gpu"] and job.method != "ppo"
+        here = self.about["gpu"] and job.method != "ppo"
+        python = sys.executable if here else str(process.ROOT / self.args.peer_python)
         try:
-            folder = f"{job.folder}-peer"
-            python = sys.executable if on_its_own else str(process.ROOT / self.args.peer_python)
-            return self.turn(job, trl=True, folder=folder, python=python)
+            return self.turn(job, trl=True, folder=f"{job.folder}-peer", python=python)
         except Failed as error:
             return {"failed": str(error)}
 
@@ -237,86 +194,59 @@ class Card:
         for method, share in LEARNERS.items():
             recipe = METHODS[method].name
             runs = Path(self.args.output_dir) / recipe / "smollm2-135m"
-            newest = max(runs.glob("*/config.json"), default=None)
-            before = _results(newest.parent) if newest and self.args.resume else None
-            if not (before and before["complete"]):
+            begun = self.args.resume and any(runs.glob("*/config.json"))
+            found = _results(runs) if begun else None
+            if not (found and found["complete"]):
                 hours = (self.args.minutes / 60 - (time.monotonic() - self.began) / 3600) * share
-                resume = bool(self.args.resume and newest)
                 try:
-                    process.call(learn, method, self.args.output_dir, hours, resume, shown=True, timeout=None)
+                    process.call(learn, method, self.args.output_dir, hours, begun, shown=True, timeout=None)
                 except Failed as error:
                     self.keep("learned", {"recipe": recipe, **self.stamp(), "failed": str(error)})
                     continue
-                before = _results(max(runs.glob("*/config.json")).parent)
-            if before is None:
+                found = _results(runs)
+            if found is None:
                 print(f"{recipe}: out of time before its last evaluation; the same command with --resume goes on.")
             else:
-                self.keep("learned", learned(before))
+                self.keep("learned", learned(found))
         return self.kept["learned"]
 
 
-def figures(turns: dict[str, dict[str, Any]], ceilings: dict[str, float] | None) -> dict[str, Any]:
+def figures(
+    ours: dict[str, Any], again: dict[str, Any], peer: dict[str, Any] | None, ceilings: dict[str, float]
+) -> dict[str, Any]:
     """What a row's entry says beside what it is of, from what its processes found."""
-    on_gpu = turns["ours"]["allocated_mib"] is not None
-    ours, again, peer = turns["ours"], turns["again"], turns.get("peer")
     seconds = ours["seconds"] + again["seconds"]
-    median = statistics.median(seconds)
-    rollout = ours["phases"]["rollout"]
-    entry = {
-        "work": ours["work"],
-        "seconds": seconds,
-        "seconds_per_step": round(median, 4),
-        **_rates(ours, median),
-        "phases": ours["phases"],
-        "memory_gib": _memory(ours),
-        "loss_finite": ours["loss_finite"],
-        "gradients_on_adapters_only": ours["gradients_on_adapters_only"],
-        "logits_difference": again["logits_difference"],
-        "growth": ours["growth"],
-        "share": {
-            "matmul": round(ours["flops"] / median / ceilings["matmul_flops"], 4) if ceilings else None,
-            "copy": round(ours["rollout_bytes"] / rollout / ceilings["copy_bytes"], 4)
-            if rollout and ceilings
-            else None,
-        },
-    }
+    median, rollout = statistics.median(seconds), ours["phases"]["rollout"]
     if peer and "failed" not in peer:
         theirs = statistics.median(peer["seconds"])
-        memory = _memory(peer)
-        held = "allocated" if on_gpu else "above_start"
+        held = "above_start" if peer["memory_gib"]["allocated"] is None else "allocated"
         peer = {
             "versions": peer["versions"],
-            "seconds": peer["seconds"],
-            "seconds_per_step": round(theirs, 4),
-            **_rates(peer, theirs),
-            "memory_gib": memory,
-            "speed": round(_tokens(ours) / median / (_tokens(peer) / theirs), 3),
-            "memory": round(entry["memory_gib"][held] / memory[held], 3),
+            **_rates(peer, peer["seconds"]),
+            "memory_gib": peer["memory_gib"],
+            "speed": round(ours["tokens"] / median / (peer["tokens"] / theirs), 3),
+            "memory": round(ours["memory_gib"][held] / peer["memory_gib"][held], 3),
         }
-    return entry | {"peer": peer}
-
-
-def _tokens(found: dict[str, Any]) -> float:
-    """Of a step: those written where completions are, else all."""
-    return found["written"] or found["tokens"]
-
-
-def _rates(found: dict[str, Any], seconds: float) -> dict[str, float | None]:
     return {
-        "tokens_per_second": round(_tokens(found) / seconds, 1),
-        "completions_per_second": round(found["completions"] / seconds, 2) or None,
+        **{name: ours[name] for name in KEPT},
+        **_rates(ours, seconds),
+        "logits_difference": again["logits_difference"],
+        "share": {
+            "matmul": round(ours["flops"] / median / ceilings["matmul_flops"], 4),
+            "copy": round(ours["rollout_bytes"] / rollout / ceilings["copy_bytes"], 4) if rollout else None,
+        },
+        "peer": peer,
     }
 
 
-def _memory(found: dict[str, Any]) -> dict[str, float | None]:
-    """Peaks in GiB; "above_start" is what was resident beyond the libraries, before a model was loaded."""
-    mib = {
-        "allocated": found["allocated_mib"],
-        "reserved": found["reserved_mib"],
-        "resident": found["resident_mib"],
-        "above_start": found["resident_mib"] - found["start_mib"],
+def _rates(found: dict[str, Any], seconds: list[float]) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    return {
+        "seconds": seconds,
+        "seconds_per_step": round(median, 4),
+        "tokens_per_second": round(found["tokens"] / median, 1),
+        "completions_per_second": round(found["completions"] / median, 2) or None,
     }
-    return {name: None if value is None else round(value / MIB_IN_GIB, 3) for name, value in mib.items()}
 
 
 def learned(results: dict[str, Any]) -> dict[str, Any]:
@@ -335,10 +265,10 @@ def learned(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _results(folder: Path) -> dict[str, Any] | None:
-    """The results.json of a run's folder, where there is one."""
-    path = folder / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _results(runs: Path) -> dict[str, Any] | None:
+    """The results.json of the newest of `runs`, where there is one."""
+    path = max(runs.glob("*/config.json")).with_name("results.json")
+    return read_json(path) if path.exists() else None
 
 
 def sound(entry: dict[str, Any]) -> bool:
@@ -401,6 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             entries = card.run(planned(args, known))
     except Timeout:
         parser.error("another cost card is being measured on this machine: wait until it is done")
+    except Failed as error:
+        parser.error(f"what this machine reaches at most could not be measured: {error}")
     except KeyboardInterrupt:
         print("Interrupted; the same command with --resume goes on.")
         return 130

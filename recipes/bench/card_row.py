@@ -25,13 +25,12 @@ import gc
 import importlib
 import math
 import os
-import resource
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +47,7 @@ from recipes import (
 )
 from recipes.bench.gauge import resident_mib
 from recipes.bench.ppo_cost import distinct_words_reward, plain_ppo
-from recipes.bench.training_speed import settings
+from recipes.bench.training_speed import with_peft
 from recipes.common import adapters, models
 from recipes.common.preference import rendered, switch_off_reference
 from recipes.common.rollouts import Choice, Rollouts, choose
@@ -61,18 +60,22 @@ ENOUGH = 120  # seconds of training after which a process makes no further step,
 SLOW = 15  # seconds of a step from which on doubled ones are not warmed up, and one is timed
 SKIPPED = 12  # more steps of fp16, whose scale falls until no gradient overflows; those that overflow are not timed
 GRPO_PROMPT, TINY_PROMPT = 208, 64  # tokens: half of what gsm8k_grpo has room for, and those for shape "tiny"
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 LOGITS = "logits.safetensors"
 VALUE = "value"  # the adapter of our PPO's value function
 ADDED = ("lora_", "modules_to_save", "value_head")  # what names of trained weights contain
 LOGP = "log-probabilities"
 PHASES = ("rollout", "reward", LOGP, "backward", "optimiser", "other")
-# Of TRL's GRPO, ours of PPO and every trainer: where a step's time goes. What one calls is not counted twice.
+# Of TRL's GRPO, our PPO and every trainer: where a step's time goes. What one calls is not counted twice.
 METHODS_OF_TRAINERS = {
-    "_generate": "rollout", "_roll_out": "rollout", "_calculate_rewards": "reward", "_score": "reward",
-    "_generate_and_score_completions": LOGP, "_stack": LOGP, "_differentiate": LOGP, "compute_loss": LOGP,
-}  # fmt: skip
+    "rollout": ("_generate", "_roll_out"),
+    "reward": ("_calculate_rewards", "_score"),
+    LOGP: ("_generate_and_score_completions", "_stack", "_differentiate", "compute_loss"),
+}
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+# Of our PPO's config, what TRL's is told as well.
+SHARED = "output_dir seed save_strategy logging_steps report_to disable_tqdm bf16 fp16 use_cpu gradient_checkpointing"
+SHARED += " dataloader_pin_memory optim learning_rate"
 
 
 @dataclass(frozen=True)
@@ -119,19 +122,19 @@ ROLLS_OUT = ("grpo", "ppo")
 
 @dataclass(frozen=True)
 class Job:
-    """What one process is to do, with its run in `folder`."""
+    """What one process is to do for a row of the card, with the model in folder `model` and its run in `folder`."""
 
     method: str
     shape: str
+    bits: int
+    """Of the frozen weights, 4 or 16"""
+    half: str
+    """bf16, or fp16 as on a card that has no bfloat16"""
+    rollouts: Choice | None
+    """The engine, "model" or "vllm"; None where a method has no rollouts"""
     model: str
-    """Folder of the model"""
     folder: str
-    in_4bit: bool
-    gpu: bool = False
-    half: str = "bf16"
-    """Or fp16, as on a card that has no bfloat16"""
-    engine: Choice = "model"
-    """Of rollouts, or vllm"""
+    gpu: bool
     trl: bool = False
     """The peer"""
     reload: bool = False
@@ -143,29 +146,22 @@ class Job:
 
 @dataclass
 class Found:
-    """What one process measured. Seconds are of each timed step, MiB are peaks until the last of them."""
+    """What one process measured: seconds of each timed step; mean seconds of a step by phase; whether losses are finite
+    and gradients where they belong; by how much, at most, the logits of the model that was loaded differ from those of
+    the one that was saved; and what `Row.doubled` returns of each kind of work."""
 
     seconds: list[float] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
-    """Mean seconds a step, which together are its own"""
-    tokens: float = 0.0
-    """A step's, prompts and completions"""
-    completions: int = 0
-    written: float = 0.0
-    """Tokens of a step's completions"""
-    start_mib: int = 0
-    """Resident after imports, when no model is loaded"""
-    resident_mib: int = 0
-    """Most since the process began"""
-    allocated_mib: int | None = None
-    reserved_mib: int | None = None
     loss_finite: bool | None = None
     gradients_on_adapters_only: bool | None = None
     logits_difference: float | None = None
-    """The largest between the model that was trained and the one that was loaded"""
     growth: dict[str, Any] = field(default_factory=dict)
-    """By what was doubled: what `Row.doubled` returns"""
+    memory_gib: dict[str, float | None] = field(default_factory=dict)
+    """Peaks until the last timed step; "above_start" is what was resident beyond the libraries"""
     work: dict[str, int] = field(default_factory=dict)
+    tokens: float = 0.0
+    """A step's: those written where completions are, else all"""
+    completions: int = 0
     flops: float = 0.0
     """Of a step: two for each multiplication by a weight. Attention's own products are left out"""
     rollout_bytes: float = 0.0
@@ -187,21 +183,16 @@ class Phases:
         self.seconds[self.open[-1]] += now - self.since
         self.since = now
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        self.turn()
-        self.open.append(name)
-        try:
-            yield
-        finally:
-            self.turn()
-            self.open.pop()
-
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self.phase(name):
+            self.turn()
+            self.open.append(name)
+            try:
                 return function(*args, **kwargs)
+            finally:
+                self.turn()
+                self.open.pop()
 
         return wrapper
 
@@ -238,37 +229,31 @@ class Row:
         import transformers
         import trl
 
-        self.job, self.method, self.gpu, self.rolls_out = job, METHODS[job.method], job.gpu, job.method in ROLLS_OUT
+        self.job, self.method, self.rolls_out = job, METHODS[job.method], job.method in ROLLS_OUT
+        self.cuda = torch.cuda if job.gpu else None
         self.found = Found(versions={module.__name__: module.__version__ for module in (torch, transformers, trl)})
-        args = self.method.recipe.Args() if self.gpu else self.method.recipe.ON_CPU
+        args = self.method.recipe.Args() if job.gpu else self.method.recipe.ON_CPU
         fixed: dict[str, Any] = {"model": job.model, "max_steps": WARM_UP + TIMED, "report_to": "none"}
         if hasattr(args, "adapter"):
-            fixed["adapter"] = "qlora" if job.in_4bit else "lora"
+            fixed["adapter"] = "qlora" if job.bits == 4 else "lora"
         else:
-            fixed["load_in_4bit"] = job.in_4bit
+            fixed["load_in_4bit"] = job.bits == 4
         self.args = replace(args, **fixed, **(self.method.tiny if job.shape == "tiny" else {}))
         self.spec = models.resolve(job.model)
         Path(job.folder).mkdir(exist_ok=True)
         self.run = self.run_of(self.args)
 
-    def wait(self) -> None:
-        """Until the GPU is done, where there is one."""
-        if self.gpu:
-            import torch
-
-            torch.cuda.synchronize()
-
     def do(self) -> None:
         job, found = self.job, self.found
         self.release()
-        found.start_mib = resident_mib("VmRSS")
+        self.start_mib = resident_mib("VmRSS")
         self.model, self.tokenizer = self.load_plain(job.method == "reward") if job.trl else self.load()
         if job.reload:
             self.run.training.load_adapter("adapter", self.model)
             found.logits_difference = self.logits_differ()
         if job.train:
             clock = self.train(self.args, found)
-            self.peaks(found)
+            found.memory_gib = self.memory()
             self.count_work(clock)
         if not job.trl and not job.reload:
             self.run.training.save_adapter("adapter", self.model, self.tokenizer)
@@ -298,49 +283,48 @@ class Row:
             return recipe.load_model(args, self.spec)
         if not self.rolls_out:
             return models.load(args, self.spec, max_seq_length=args.max_length)
-        engine = choose(self.job.engine, self.job.in_4bit)  # which also prepares for it
+        engine = choose(self.job.rollouts or "model", self.job.bits == 4)  # which also prepares for it
         longest = self.prompt_tokens() + args.max_completion_length
         model, tokenizer = models.load(args, self.spec, max_seq_length=longest, engine=engine)
         self.rollouts = Rollouts(engine, model, tokenizer, longest)
         return model, tokenizer
 
-    # The peer's loading
-
     def load_plain(self, classify: bool = False) -> tuple[Any, Any]:
-        """By transformers and PEFT; to `classify`, with a head that writes one number."""
+        """The peer's, by transformers and PEFT; to `classify`, with a head that writes one number."""
         import torch
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig
 
-        torch.manual_seed(self.args.seed)
         half = torch.bfloat16 if self.job.half == "bf16" else torch.float16
-        config = AutoConfig.from_pretrained(self.job.model, **({"num_labels": 1} if classify else {}))
-        if self.job.in_4bit:
+        config = AutoConfig.from_pretrained(self.job.model)
+        if self.job.bits == 4:
             config.quantization_config["bnb_4bit_compute_dtype"] = str(half).removeprefix("torch.")
-        model = (AutoModelForSequenceClassification if classify else AutoModelForCausalLM).from_pretrained(
-            self.job.model, config=config, dtype=half, device_map="cuda" if self.gpu else None
+        rank = self.args.lora_rank
+        model, tokenizer = with_peft(
+            self.job.model,
+            lora={"r": rank, "lora_alpha": rank, "target_modules": list(self.spec.lora_targets)},
+            seed=self.args.seed,
+            classify=classify,
+            config=config,
+            dtype=half,
+            device_map="cuda" if self.cuda else None,
         )
-        tokenizer = AutoTokenizer.from_pretrained(self.job.model, padding_side="left" if self.rolls_out else "right")
+        tokenizer.padding_side = "left" if self.rolls_out else "right"
         model.config.pad_token_id = tokenizer.pad_token_id
-        if self.gpu:  # whose trainers recompute activations; not all of TRL's see to this
+        if self.cuda:  # whose trainers recompute activations; not all of TRL's see to this
             model.enable_input_require_grads()
-        lora = LoraConfig(
-            task_type="SEQ_CLS" if classify else "CAUSAL_LM", r=self.args.lora_rank, lora_alpha=self.args.lora_rank,
-            lora_dropout=0.0, target_modules=list(self.spec.lora_targets),
-        )  # fmt: skip
-        return get_peft_model(model, lora), tokenizer
+        return model, tokenizer
 
     # Training
 
     def train(self, args: Any, found: Found, *, warm_up: int = WARM_UP, steps: int = TIMED) -> Any:
         """Build the trainer of `args`, make its steps and put what they took into `found`. Returns the clock."""
-        phases = Phases(self.wait)
+        phases = Phases(self.cuda.synchronize if self.cuda else lambda: None)
         planned = warm_up + steps + (SKIPPED if self.job.half == "fp16" else 0)
         trainer = self.trainer(replace(args, max_steps=planned))
         clock = self.clock(phases, trainer.accelerator, warm_up, steps)
         trainer.add_callback(clock)
-        for name, phase in METHODS_OF_TRAINERS.items():
-            if hasattr(trainer, name):
+        for phase, names in METHODS_OF_TRAINERS.items():
+            for name in filter(partial(hasattr, trainer), names):
                 setattr(trainer, name, phases.timed(phase, getattr(trainer, name)))
         trainer.accelerator.backward = phases.timed("backward", trainer.accelerator.backward)
         if self.job.trl:
@@ -382,7 +366,7 @@ class Row:
     def grpo(self, args: Any, rows: Any) -> Any:
         from trl import GRPOTrainer
 
-        config = self.config(args, self.job.engine)
+        config = self.config(args, self.job.rollouts)
         config.mask_truncated_completions = False
         config.reward_weights = [*config.reward_weights, 1.0]
         own = [correctness_reward, tags_reward, structure_reward, multiline_reward, steps_reward]
@@ -404,27 +388,18 @@ class Row:
 
     def trl_ppo(self, args: Any, rows: Any) -> Any:
         """PPO of TRL 1.12.0. Its value model is a second copy of the model with an adapter, as in ppo_cost.py."""
-        micro = math.gcd(8, args.minibatch_size)
-        as_ours = {
-            "bf16": self.job.half == "bf16",
-            "fp16": self.job.half == "fp16" and not self.spec.fp16_unsafe,
-            "use_cpu": not self.gpu,
-            "gradient_checkpointing": self.gpu,
-            "optim": "adamw_8bit" if self.gpu else "adamw_torch_fused",
-            "dataloader_pin_memory": self.gpu,
-        }
+        config = self.config(args)
         return plain_ppo(
             self.model,
             self.load_plain(classify=True)[0].get_base_model(),
             self.tokenizer,
             rows.to_list(),
             distinct_words_reward,
-            **settings(self.job.folder, args.seed) | as_ours,
-            learning_rate=args.learning_rate,
+            **{name: getattr(config, name) for name in SHARED.split()},
             total_episodes=args.max_steps * args.batch_size,
             response_length=args.max_completion_length,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=args.batch_size // micro,
+            per_device_train_batch_size=config.micro_batch_size,
+            gradient_accumulation_steps=args.batch_size // config.micro_batch_size,
             num_mini_batches=args.batch_size // args.minibatch_size,
             num_ppo_epochs=args.ppo_epochs,
             kl_coef=args.kl_coefficient,
@@ -531,51 +506,48 @@ class Row:
         try:
             self.train(replace(self.args, **changes), found, warm_up=warm_up, steps=steps)
         except Exception as error:  # of memory, most likely, and no reason to lose the rest
-            return {"failed": reason(error)}
-        self.peaks(found)
+            return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         times = {"seconds": round(statistics.median(found.seconds) / own, 2)}
-        if self.gpu:  # resident memory of a process that has trained before tells nothing
-            times["memory"] = round((found.allocated_mib or 0) / (self.found.allocated_mib or 1), 2)
+        if self.cuda:  # resident memory of a process that has trained before tells nothing
+            times["memory"] = round((self.memory()["allocated"] or 0) / (self.found.memory_gib["allocated"] or 1), 2)
         return times
 
     def release(self) -> None:
         """Forget a trainer that is done with and, on a GPU, the peaks of its memory."""
         gc.collect()
-        if self.gpu:
-            import torch
+        if self.cuda:
+            self.cuda.empty_cache()
+            self.cuda.reset_peak_memory_stats()
 
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-    def peaks(self, found: Found) -> None:
-        found.resident_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # KiB on Linux
-        if self.gpu:
-            import torch
-
-            found.allocated_mib = torch.cuda.max_memory_allocated() // MIB
-            found.reserved_mib = torch.cuda.max_memory_reserved() // MIB
+    def memory(self) -> dict[str, float | None]:
+        """Peaks in GiB."""
+        resident = resident_mib("VmHWM")
+        return {
+            "allocated": round(self.cuda.max_memory_allocated() / GIB, 3) if self.cuda else None,
+            "reserved": round(self.cuda.max_memory_reserved() / GIB, 3) if self.cuda else None,
+            "resident": round(resident / 1024, 3),
+            "above_start": round((resident - self.start_mib) / 1024, 3),
+        }
 
     def count_work(self, clock: Any) -> None:
         """What a step does: tokens, and what the machine must multiply and read for them."""
-        args, found, method = self.args, self.found, self.method
-        found.work = {what: getattr(args, name) for what, name in method.work.items()}
-        weights, read, passes = 0, 0.0, method.passes
-        if shape := self.spec.shape:
-            weights = shape.linear_weights() + (0 if self.job.method == "reward" else shape.vocab * shape.hidden)
-            read = self.spec.weight_gib(self.job.in_4bit) * GIB
+        args, found, shape, method = self.args, self.found, self.spec.shape, self.job.method
+        assert shape  # of every model that the card makes
+        found.work = {what: getattr(args, name) for what, name in self.method.work.items()}
+        weights, passes = shape.linear_weights(), self.method.passes
+        if method != "reward":
+            weights += shape.vocab * shape.hidden
         if self.rolls_out:
-            per_prompt = 1 if self.job.method == "ppo" else args.num_generations
-            number = args.batch_size if self.job.method == "ppo" else args.prompts_per_step
-            found.completions = number * per_prompt
+            found.completions = args.batch_size if method == "ppo" else args.prompts_per_step * args.num_generations
             longest = args.max_completion_length
             mean = statistics.mean(clock.lengths[-len(clock.laps) :]) if clock.lengths else longest
-            found.written = round(found.completions * mean, 1)
-            found.tokens = found.completions * self.prompt_tokens() + found.written
-            found.rollout_bytes = read * longest
-            passes += 1 + (4 * args.ppo_epochs if self.job.method == "ppo" else 0)
+            found.tokens = round(found.completions * mean, 1)
+            tokens = found.completions * self.prompt_tokens() + found.tokens
+            found.rollout_bytes = self.spec.weight_gib(self.job.bits == 4) * GIB * longest
+            passes += 1 + (4 * args.ppo_epochs if method == "ppo" else 0)
         else:
-            found.tokens = args.batch_size * args.max_length * (1 if self.job.method in ("sft", "kto") else 2)
-        found.flops = 2 * weights * found.tokens * passes
+            found.tokens = tokens = args.batch_size * args.max_length * (1 if method in ("sft", "kto") else 2)
+        found.flops = 2 * weights * tokens * passes
 
     def logits(self) -> Any:
         """Of the last positions of two fixed texts, [2, 4, vocab] in float32, or a reward model's scores, [2, 1]."""
@@ -607,12 +579,6 @@ def gradients_on_adapters_only(model: Any) -> bool:
     return all(any(part in name for part in ADDED) for name in found) and any(
         bool(grad.any()) for grad in found.values()
     )
-
-
-def reason(error: BaseException) -> str:
-    """Why a row has failed, on a line."""
-    kind, text = type(error).__name__, " ".join(str(error).split())
-    return f"{kind}: {text[:200]}"
 
 
 def _said(role: str, words: int, start: int) -> dict[str, str]:

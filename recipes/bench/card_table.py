@@ -1,37 +1,34 @@
 """What the cost card measured, as people read it: on the terminal, and as the tables of README.md beside this file."""
 
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.files import write_text_atomic
-from recipes.bench.card_row import METHODS
+from eval.files import read_json, write_text_atomic
+from recipes.bench.card_row import METHODS, PHASES
+from recipes.bench.gauge import aligned
 
 BEGIN = "<!-- cost card: written by `python -m recipes.bench.card --table` -->"
 END = "<!-- end of the cost card -->"
+DATED = "????-??-??.json"  # of the card's results; those of other benches are also named for what they measure
 KEY = ("method", "shape", "bits", "half", "rollouts")
 # What a card of 24 GB or more must show: of which method, what, its bar, and whether that is the least or the most.
 BARS = [
-    ("sft", "speed", 1.7, "least"), ("sft", "memory", 0.6, "most"),
-    ("dpo", "speed", 1.3, "least"), ("grpo", "speed", 1.3, "least"),
-]  # fmt: skip
+    ("sft", "speed", 1.7, "least"),
+    ("sft", "memory", 0.6, "most"),
+    ("dpo", "speed", 1.3, "least"),
+    ("grpo", "speed", 1.3, "least"),
+]
 PPO_TO_GRPO = 1.25
 BARS_SHAPE = "llama-3.1-8b"
-KINDS = {"completions": "completions of a prompt", "length": "length", "batch": "rows or prompts"}
+COSTS = ("s/step", "tokens/s", "peak GiB", "speed, memory / peer's")
+KINDS = ("completions", "length", "batch")
 Entry = Mapping[str, Any]
 
 
 def key(entry: Entry) -> tuple[Any, ...]:
     """What tells entries apart: rows by what they are of, runs that learned by their recipe."""
     return tuple(entry[name] for name in KEY) if "method" in entry else (entry["recipe"],)
-
-
-def peak_gib(entry: Entry) -> float:
-    """Reserved on a GPU, resident elsewhere."""
-    memory = entry["memory_gib"]
-    return memory["resident"] if memory["reserved"] is None else memory["reserved"]
 
 
 def named(entry: Entry) -> str:
@@ -41,76 +38,76 @@ def named(entry: Entry) -> str:
     return f"{entry['method']} ({', '.join(more)})" if more else entry["method"]
 
 
+def peer_of(entry: Entry) -> Entry | None:
+    """The peer's figures, where there are any."""
+    return entry["peer"] if entry["peer"] and "failed" not in entry["peer"] else None
+
+
+def costs(entry: Entry) -> list[str]:
+    """The cells of `COSTS`. Peak memory is what was reserved on a GPU, resident elsewhere."""
+    memory, peer = entry["memory_gib"], peer_of(entry)
+    peak = memory["resident"] if memory["reserved"] is None else memory["reserved"]
+    ratios = f"{peer['speed']:.2f}, {peer['memory']:.2f}" if peer else ""
+    return [f"{entry['seconds_per_step']:.3g}", f"{entry['tokens_per_second']:,.0f}", f"{peak:.2f}", ratios]
+
+
+def doubled(entry: Entry) -> list[str]:
+    """How many times as long a step takes with twice each of `KINDS`."""
+    growth = [entry["growth"].get(what, {"failed": ""}) for what in KINDS]
+    return [f"{one['seconds']:.2f}" if "seconds" in one else one["failed"] for one in growth]
+
+
 def describe(entry: Entry) -> str:
     """A row on a line."""
     name = f"{named(entry)}, {entry['shape']} in {entry['bits']} bit"
     if entry["failed"]:
         return f"{name}: failed: {entry['failed']}"
-    parts = [f"{entry['seconds_per_step']:.3g} s/step", f"{entry['tokens_per_second']:,.0f} tokens/s",
-             f"{peak_gib(entry):.2f} GiB"]  # fmt: skip
-    if peer := entry["peer"]:
-        known = "failed" not in peer
-        parts.append(f"{peer['speed']:.2f} x the peer's speed, {peer['memory']:.2f} x its memory" if known
-                     else f"peer failed: {peer['failed']}")  # fmt: skip
+    parts = [f"{what} {cell}" for what, cell in zip(COSTS, costs(entry), strict=True) if cell]
+    if entry["peer"] and not peer_of(entry):
+        parts.append(f"peer failed: {entry['peer']['failed']}")
     if not entry["loss_finite"]:
         parts.append("LOSS NOT FINITE")
     if not entry["gradients_on_adapters_only"]:
         parts.append("GRADIENTS ELSEWHERE THAN ON ADAPTERS, OR NONE")
     if entry["logits_difference"] != 0:
         parts.append(f"LOADED AGAIN ITS LOGITS DIFFER BY {entry['logits_difference']}")
-    return f"{name}: {', '.join(parts)}"
+    return f"{name}: {'; '.join(parts)}"
 
 
 def print_table(entries: Sequence[Entry]) -> None:
     """Every figure of every row, and the bars of a GPU."""
-    done = [entry for entry in entries if not entry["failed"]]
-    names = [f"{named(entry)} {entry['shape']}" for entry in done]
-    width = max(map(len, names), default=0)
-    print(f"\n{'':{width}} s/step  tokens/s  compl./s  peak GiB  speed  memory  matmul   copy"
-          "   roll  reward   logp   back  optim  other")  # fmt: skip
-    for name, entry in zip(names, done, strict=True):
-        peer = entry["peer"] if entry["peer"] and "failed" not in entry["peer"] else {}
-        cells = (
-            (entry["seconds_per_step"], 7, ".3f"), (entry["tokens_per_second"], 10, ",.0f"),
-            (entry["completions_per_second"], 10, ".2f"), (peak_gib(entry), 10, ".2f"), (peer.get("speed"), 7, ".2f"),
-            (peer.get("memory"), 8, ".2f"), (entry["share"]["matmul"], 8, ".1%"), (entry["share"]["copy"], 7, ".1%"),
-            *((seconds / sum(entry["phases"].values()), 7, ".0%") for seconds in entry["phases"].values()),
-        )  # fmt: skip
-        print(f"{name:{width}}" + "".join(" " * size if v is None else f"{v:{size}{form}}" for v, size, form in cells))
-    if grown := [(name, entry["growth"]) for name, entry in zip(names, done, strict=True) if entry["growth"]]:
-        print("\nA step takes so many times as long with twice the")
-        for name, growth in grown:
-            print(f"{name:{width}}  {', '.join(f'{what} {grows(one)}' for what, one in growth.items())}")
+    rows = [["", *COSTS, "completions/s", "of matmul", "of copy", *PHASES, *(f"2 x {what}" for what in KINDS)]]
     for entry in entries:
-        if entry["failed"]:
-            print(describe(entry))
-    for line in judged(entries):
-        print(line)
-
-
-def grows(growth: Entry) -> str:
-    return f"{growth['seconds']:.2f}" if "seconds" in growth else f"unknown ({growth['failed']})"
+        if not entry["failed"]:
+            written, phases = entry["completions_per_second"], entry["phases"].values()
+            shares = [*entry["share"].values(), *(seconds / sum(phases) for seconds in phases)]
+            more = [f"{written:.2f}" if written else "", *("" if part is None else f"{part:.1%}" for part in shares)]
+            rows.append([f"{named(entry)} {entry['shape']}", *costs(entry), *more, *doubled(entry)])
+    failed = [describe(entry) for entry in entries if entry["failed"]]
+    print("", *aligned(rows), *failed, *judged(entries), sep="\n")
 
 
 def judged(entries: Iterable[Entry]) -> list[str]:
     """Lines on `BARS`, of the rows that they are meant for: 4 bit, bf16, on a GPU."""
+
+    def line(method: str, ratio: float, whose: str, bar: float, side: str) -> str:
+        met = ratio >= bar if side == "least" else ratio <= bar
+        return f"{method}: {ratio:.2f} x {whose}, at {side} {bar}: {'met' if met else 'MISSED'}"
+
     found = {
         entry["method"]: entry
         for entry in entries
-        if entry["shape"] == BARS_SHAPE and not entry["failed"] and entry["half"] == "bf16" and entry["bits"] == 4
-        and entry["rollouts"] != "vllm" and on_gpu(entry)
-    }  # fmt: skip
-    lines = []
-    for method, what, bar, side in BARS:
-        peer = found[method]["peer"] if method in found else None
-        if peer and "failed" not in peer:
-            met = peer[what] >= bar if side == "least" else peer[what] <= bar
-            verdict = "met" if met else "MISSED"
-            lines.append(f"{method}: {peer[what]:.2f} x the peer's {what}, at {side} {bar}: {verdict}")
+        if key(entry)[1:4] == (BARS_SHAPE, 4, "bf16") and entry["rollouts"] != "vllm"
+        if not entry["failed"] and on_gpu(entry)
+    }
+    lines = [
+        line(method, peer[what], f"the peer's {what}", bar, side)
+        for method, what, bar, side in BARS
+        if method in found and (peer := peer_of(found[method]))
+    ]
     if {"ppo", "grpo"} <= found.keys():
-        ratio = found["ppo"]["memory_gib"]["allocated"] / found["grpo"]["memory_gib"]["allocated"]
-        verdict = "met" if ratio <= PPO_TO_GRPO else "MISSED"
-        lines.append(f"ppo: {ratio:.2f} x the peak memory of grpo, at most {PPO_TO_GRPO}: {verdict}")
+        ppo, grpo = (found[method]["memory_gib"]["allocated"] for method in ("ppo", "grpo"))
+        lines.append(line("ppo", ppo / grpo, "the peak memory of grpo", PPO_TO_GRPO, "most"))
     return lines
 
 
@@ -119,17 +116,14 @@ def judged(entries: Iterable[Entry]) -> list[str]:
 
 def newest(results: Path) -> tuple[list[Entry], list[Entry]]:
     """Rows and runs that learned, of all machines, each with its "machine": of several of one kind the newest."""
-    rows: dict[tuple[Any, ...], Entry] = {}
-    runs: dict[tuple[Any, ...], Entry] = {}
-    for path in sorted(results.glob("*/*.json")):
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d", path.stem):
-            continue
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        for found, entries in ((rows, kept["rows"]), (runs, kept["learned"])):
-            for entry in entries:
+    found: dict[str, dict[tuple[Any, ...], Entry]] = {"rows": {}, "learned": {}}
+    for path in sorted(results.glob(f"*/{DATED}")):
+        kept = read_json(path)
+        for kind, entries in found.items():
+            for entry in kept[kind]:
                 if not entry["failed"]:
-                    found[kept["machine"], *key(entry)] = entry | {"machine": kept["machine"]}
-    return list(rows.values()), list(runs.values())
+                    entries[kept["machine"], *key(entry)] = entry | {"machine": kept["machine"]}
+    return [*found["rows"].values()], [*found["learned"].values()]
 
 
 def tables(results: Path) -> str:
@@ -137,37 +131,26 @@ def tables(results: Path) -> str:
     rows, runs = newest(results)
     methods = [*METHODS]
     rows.sort(key=lambda row: (row["machine"], row["shape"] != "tiny", row["shape"], methods.index(row["method"])))
-    costs = [_costs(row) for row in rows]
+    lines, grown = [], []
+    for row in rows:
+        what = [_linked(row["recipe"], named(row)), f"{row['shape']}, {row['bits']} bit", row["machine"]]
+        lines.append([*what, *costs(row), row["date"]])
+        if row["growth"]:
+            grown.append([*what, *doubled(row)])
     if not any(map(on_gpu, rows)):
-        empty = (f"{BARS_SHAPE}, 4 bit", "a CUDA card of 24 GB", "not yet measured", "", "", "", "")
-        costs += [(_linked(method.name, name), *empty) for name, method in METHODS.items()]
-    head = ("recipe", "shape", "card", "s/step", "tokens/s", "peak GiB", "speed, memory / peer's", "date")
-    parts = [_markdown(head, costs)]
-    if grown := [row for row in rows if row["growth"]]:
-        kinds = [what for what in KINDS if any(what in row["growth"] for row in grown)]
-        lines = [
-            (_linked(row["recipe"], named(row)), row["shape"], row["machine"],
-             *(grows(row["growth"][what]) if what in row["growth"] else "" for what in kinds))
-            for row in grown
-        ]  # fmt: skip
-        kinds_head = ("recipe", "shape", "card", *(f"twice the {what}" for what in kinds))
-        parts += [growth_sentence(grown), _markdown(kinds_head, lines)]
+        empty = [f"{BARS_SHAPE}, 4 bit", "a CUDA card of 24 GB", "not yet measured", "", "", "", ""]
+        lines += [[_linked(method.name, name), *empty] for name, method in METHODS.items()]
+    head = ["recipe", "shape", "card"]
+    parts = [_markdown([*head, *COSTS, "date"], lines)]
+    if grown:
+        parts.append(
+            "How many times as long a step takes with twice the completions of a prompt, length, rows or prompts:"
+        )
+        parts.append(_markdown([*head, *KINDS], grown))
     if runs:
         parts.append("`--learn`, SmolLM2 as the recipes train it without a GPU:")
         parts.append("\n".join(f"- {_learned(run)}" for run in runs))
     return "\n\n".join(parts)
-
-
-def growth_sentence(rows: Sequence[Entry]) -> str:
-    """How the time of a step grows with each kind of work, in one sentence."""
-    said: list[str] = []
-    for what, words in KINDS.items():
-        times = [row["growth"][what]["seconds"] for row in rows if "seconds" in row["growth"].get(what, {})]
-        if times:
-            least, most = f"{min(times):.1f}", f"{max(times):.1f}"
-            span = least if least == most else f"{least} to {most}"
-            said.append(f"{span}{' times as long' * (not said)} with twice the {words}")
-    return f"A step takes {' and '.join(filter(None, [', '.join(said[:-1]), said[-1]]))}." if said else ""
 
 
 def write_readme(readme: Path, results: Path) -> None:
@@ -181,15 +164,6 @@ def write_readme(readme: Path, results: Path) -> None:
 
 def on_gpu(row: Entry) -> bool:
     return row["memory_gib"]["allocated"] is not None
-
-
-def _costs(row: Entry) -> tuple[str, ...]:
-    peer = row["peer"] if row["peer"] and "failed" not in row["peer"] else None
-    return (
-        _linked(row["recipe"], named(row)), f"{row['shape']}, {row['bits']} bit", row["machine"],
-        f"{row['seconds_per_step']:.3g}", f"{row['tokens_per_second']:,.0f}", f"{peak_gib(row):.2f}",
-        f"{peer['speed']:.2f}, {peer['memory']:.2f}" if peer else "", row["date"],
-    )  # fmt: skip
 
 
 def _learned(run: Entry) -> str:

@@ -22,7 +22,6 @@ adapters agree on.
 
 import argparse
 import difflib
-import json
 import math
 import os
 import re
@@ -33,23 +32,17 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.charts import COLOURS, svg
-from eval.files import write_json_atomic, write_text_atomic
+from eval.files import read_json, write_json_atomic, write_text_atomic
 from eval.methods import ADAPTERS
-from eval.metrics import (
-    MIN_PROBLEMS,
-    bootstrap_mean,
-    problem_losses,
-    problem_rates,
-    require_same_problems,
-    wilson,
-)
+from eval.metrics import MIN_PROBLEMS, bootstrap_mean, problem_losses, problem_rates, require_same_problems, wilson
 from eval.report import page_template
 from eval.results import Record, Records, Results, read_lines, read_results
+from recipes.bench.gauge import aligned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,9 +78,8 @@ class Cell:
 
     def results(self) -> Results | None:
         """results.json of the newest run, which may say that it is not complete; None where there is none."""
-        run = self.run()
-        path = run / "results.json" if run else None
-        return read_results(path) if path and path.exists() else None
+        path = (self.run() or self.folder) / "results.json"
+        return read_results(path) if path.exists() else None
 
     def complete(self) -> bool:
         results = self.results()
@@ -96,12 +88,11 @@ class Cell:
     def require_same_arguments(self) -> None:
         """Raise ValueError where a run of this cell was begun with other arguments."""
         path = self.folder / "cell.json"
-        before = json.loads(path.read_text(encoding="utf-8"))["arguments"] if path.exists() else None
+        before = read_json(path)["arguments"] if path.exists() else self.arguments
         if before != self.arguments and self.run():
-            was = "arguments that are not on record" if before is None else f"`{' '.join(before)}`"
             raise ValueError(
-                f"{self.folder} was started with {was} and not with `{' '.join(self.arguments)}`: give the same "
-                "arguments, or name another --output-dir"
+                f"{self.folder} was started with `{' '.join(before)}` and not with `{' '.join(self.arguments)}`: give "
+                "the same arguments, or name another --output-dir"
             )
 
 
@@ -113,9 +104,8 @@ def find_recipe(dataset: str, recipes: Path) -> Path:
     found = {path.name.removesuffix("_sft.py"): path for path in sorted(recipes.glob("*_sft.py"))}
     if dataset in found:
         return found[dataset]
-    closest = difflib.get_close_matches(dataset.lower(), found, n=1, cutoff=0.0)
-    hint = f" (did you mean {closest[0]}?)" if closest else ""
-    raise ValueError(f"there is no recipe {dataset}_sft.py{hint}: --dataset takes {_listed(found) or 'nothing yet'}")
+    (closest,) = difflib.get_close_matches(dataset.lower(), found, n=1, cutoff=0.0)
+    raise ValueError(f"there is no recipe {dataset}_sft.py (did you mean {closest}?): --dataset takes {_listed(found)}")
 
 
 def run_cells(script: Path, cells: Sequence[Cell]) -> list[str]:
@@ -157,10 +147,8 @@ def _run_cell(script: Path, cell: Cell) -> str | None:
     if cell.run():
         command.append("--resume")
     with open(cell.folder / "log.txt", "ab") as log:
-        # Unbuffered, so that `tail -f` shows where it is.
-        code = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-        ).returncode
+        unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that `tail -f` shows where it is
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=unbuffered).returncode
     if code:
         return f"failed with exit code {code}; {cell.folder / 'log.txt'} says why"
     results = cell.results()
@@ -228,30 +216,18 @@ def analyse(
     level = LEVEL / max(1, len(pairs))
     compared, told_apart = [], []
     for a, b in pairs:
-        low, high = interval(means[a] - means[b], level, a, b)
-        apart = n >= MIN_PROBLEMS and (low > 0 or high < 0)
+        ends = interval(means[a] - means[b], level, a, b)
+        apart = n >= MIN_PROBLEMS and (ends[0] > 0 or ends[1] < 0)
         told_apart += [(a, b)] * apart
-        compared.append(
-            {
-                "adapters": [a, b],
-                "difference": round(values[a] - values[b], 4) + 0.0,
-                "interval": [round(low, 4), round(high, 4)],
-                "told_apart": apart,
-            }
-        )
+        difference, rounded = round(values[a] - values[b], 4) + 0.0, [round(end, 4) for end in ends]
+        compared.append({"adapters": [a, b], "difference": difference, "interval": rounded, "told_apart": apart})
     groups = letters(names, told_apart)
     adapters = []
     for name in names:
-        ends = np.clip(interval(means[name], LEVEL, name), 0, None if lower_is_better else 1)
-        adapters.append(
-            {
-                "adapter": name,
-                "value": round(values[name], 4),
-                "ci95": [round(float(end), 4) for end in ends],
-                "by_seed": [round(float(value), 4) for value in by_seed[name]],
-                "group": groups[name],
-            }
-        )
+        ci95 = np.clip(interval(means[name], LEVEL, name), 0, None if lower_is_better else 1)
+        figures = {"value": values[name], "ci95": ci95, "by_seed": by_seed[name]}
+        shown: dict[str, Any] = {what: np.asarray(figure).round(4).tolist() for what, figure in figures.items()}
+        adapters.append({"adapter": name, **shown, "group": groups[name]})
     return {"adapters": adapters, "pairs": compared, "level": level}
 
 
@@ -293,7 +269,7 @@ def conclude(analysis: Mapping[str, Any], *, measure: str, n: int) -> str:
     for name in names:
         if name in better:
             alike.setdefault(tuple(better[name]), []).append(name)
-    side = "below" if measure == "accuracy" else "above"
+    what, side = ("accuracy", "below") if measure == "accuracy" else ("held-out loss", "above")
     found = [
         f"{_listed(worse)} {'is' if len(worse) == 1 else 'are'} {side} {_listed(best)}"
         for best, worse in reversed(alike.items())
@@ -301,7 +277,7 @@ def conclude(analysis: Mapping[str, Any], *, measure: str, n: int) -> str:
     chance = sum(not pair["told_apart"] for pair in analysis["pairs"])
     if chance:
         found.append(f"the other difference{'s' if chance > 1 else ''} could be chance")
-    return f"in {'accuracy' if measure == 'accuracy' else 'held-out loss'}, {'; '.join(found)}"
+    return f"in {what}, {'; '.join(found)}"
 
 
 def compare_cells(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -369,12 +345,9 @@ def compare_cells(cells: Sequence[Cell]) -> dict[str, Any]:
 def _require_same_settings(cells: Sequence[Cell], all_results: Sequence[Results]) -> None:
     first, *others = ({k: v for k, v in results["args"].items() if k not in FREE} for results in all_results)
     for cell, settings in zip(cells[1:], others, strict=True):
-        changed = [
-            f"--{name.replace('_', '-')} {first.get(name)} and {settings.get(name)}"
-            for name in sorted(first.keys() | settings.keys())
-            if first.get(name) != settings.get(name)
-        ]
-        if changed:
+        differing = sorted(name for name in first.keys() | settings.keys() if first.get(name) != settings.get(name))
+        if differing:
+            changed = [f"--{name.replace('_', '-')} {first.get(name)} and {settings.get(name)}" for name in differing]
             raise ValueError(
                 f"{cells[0].name} and {cell.name} ran with different settings ({', '.join(changed)}), so nothing can "
                 "be said of their adapters: name another --output-dir and run all of them again"
@@ -385,12 +358,9 @@ def _stages(cell: Cell, results: Results) -> dict[str, Records]:
     """The records of the first stage, "before", and of the last, "after"."""
     run = cell.run()
     assert run is not None
-    names = {results["stages"][0]["name"]: "before", results["stages"][-1]["name"]: "after"}
-    stages: dict[str, Records] = {"before": [], "after": []}
-    for record in read_lines(run / "completions.jsonl"):
-        if record["stage"] in names:
-            stages[names[record["stage"]]].append(record)
-    return stages
+    records = list(read_lines(run / "completions.jsonl"))
+    ends = {"before": results["stages"][0]["name"], "after": results["stages"][-1]["name"]}
+    return {end: [record for record in records if record["stage"] == name] for end, name in ends.items()}
 
 
 def _outcomes(records: Sequence[Record], correct: str | None) -> Mapping[int, tuple[float, float]]:
@@ -422,33 +392,25 @@ def _agreed(values: Iterable[str | None]) -> str:
 
 def table(comparison: Mapping[str, Any]) -> list[list[str]]:
     """The rows of the table, the names of its columns first and the base model last."""
-    measure = comparison["measure"]
-
-    def cell(value: float | None, number: str, unit: str = "", factor: float = 1) -> str:
-        return "-" if value is None else f"{value * factor:{number}}{unit}"
+    accuracy = comparison["measure"] == "accuracy"
+    number, unit, factor = (".1f", " %", 100) if accuracy else (".3f", "", 1)
 
     def quality(row: Mapping[str, Any]) -> list[str]:
-        number, unit, factor = (".1f", " %", 100) if measure == "accuracy" else (".3f", "", 1)
-        interval = " to ".join(cell(end, number, "", factor) for end in row["ci95"] or [])
-        return [cell(row["value"], number, unit, factor), interval or "-"]
+        interval = " to ".join(f"{factor * end:{number}}" for end in row["ci95"] or [])
+        return [f"{factor * row['value']:{number}}{unit}", interval or "-"]
 
-    rows = [
-        [
-            row["adapter"],
-            row["group"],
-            *quality(row),
-            str(len(row["seeds"])),
-            cell(row["trainable_parameters"], ",d"),
-            cell(row["adapter_bytes"], ",.2f", " MiB", 2**-20),
-            cell(row["peak_memory_gib"], ".2f", " GiB"),
-            cell(row["tokens_per_second"], ",.0f"),
-        ]
-        for row in comparison["adapters"]
-    ]
-    base = [f"base model, {comparison['base']['weights']}", "", *quality(comparison["base"]), *[""] * 5]
-    what = "accuracy" if measure == "accuracy" else "loss, nats/token"
-    costs = ["trainable", "on disk", "peak memory", "tokens/s"]
-    return [["adapter", "group", what, "95 % CI", "seeds", *costs], *rows, base]
+    def cost(value: float | None, number: str, unit: str = "") -> str:
+        return "-" if value is None else f"{value:{number}}{unit}"
+
+    rows = [["adapter", "group", "accuracy" if accuracy else "loss, nats/token", "95 % CI", "seeds"]]
+    rows[0] += ["trainable", "on disk", "peak memory", "tokens/s"]
+    for row in comparison["adapters"]:
+        on_disk = row["adapter_bytes"] and row["adapter_bytes"] / 2**20
+        costs = [cost(row["trainable_parameters"], ",d"), cost(on_disk, ",.2f", " MiB")]
+        costs += [cost(row["peak_memory_gib"], ".2f", " GiB"), cost(row["tokens_per_second"], ",.0f")]
+        rows.append([row["adapter"], row["group"], *quality(row), str(len(row["seeds"])), *costs])
+    base = comparison["base"]
+    return [*rows, [f"base model, {base['weights']}", "", *quality(base), *[""] * 5]]
 
 
 def notes(comparison: Mapping[str, Any]) -> list[str]:
@@ -505,15 +467,9 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _show(comparison: Mapping[str, Any]) -> None:
-    rows = table(comparison)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print()
-    for row in rows:
-        aligned = [text.ljust(width) for text, width in zip(row[:2], widths, strict=False)]
-        aligned += [text.rjust(width) for text, width in zip(row[2:], widths[2:], strict=True)]
-        print("  ".join(aligned).rstrip())
     conclusion = comparison["conclusion"]
-    print("", f"{conclusion[0].upper()}{conclusion[1:]}.", *notes(comparison), sep="\n")
+    sentences = [f"{conclusion[0].upper()}{conclusion[1:]}.", *notes(comparison)]
+    print("", *aligned(table(comparison)), "", *sentences, sep="\n")
 
 
 def main(argv: Sequence[str] | None = None, *, recipes: Path = ROOT / "recipes") -> int:
@@ -527,8 +483,8 @@ def main(argv: Sequence[str] | None = None, *, recipes: Path = ROOT / "recipes")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="the dataset of a recipe: recipes/<dataset>_sft.py")
     parser.add_argument("--model", default="smollm2-135m", help="as the recipe takes it")
-    parser.add_argument("--adapters", nargs="+", choices=ADAPTERS, default=[*ADAPTERS], metavar="ADAPTER",
-                        help=f"of {', '.join(ADAPTERS)}; all of them where none is named")  # fmt: skip
+    known = f"of {', '.join(ADAPTERS)}; all of them where none is named"
+    parser.add_argument("--adapters", nargs="+", choices=ADAPTERS, default=[*ADAPTERS], metavar="ADAPTER", help=known)
     parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...; more can be added later")
     parser.add_argument("--output-dir", default="outputs", type=Path, help="where adapters/<dataset>/<model>/ goes")
     args, rest = parser.parse_args(given[:split]), given[split + 1 :]
@@ -550,28 +506,17 @@ def _main(args: argparse.Namespace, rest: list[str], recipes: Path) -> int:
     if clash:
         raise ValueError(f"{clash[0]} after -- is set for every cell by the comparison itself: leave it out there")
     folder = args.output_dir / "adapters" / args.dataset / re.sub(r"[^\w.-]+", "--", args.model).strip(".-")
-    # Seed by seed, so that what an interrupted comparison leaves is balanced.
-    cells = [
-        Cell(
-            adapter,
-            seed,
-            folder / f"{adapter}-seed{seed}",
-            ["--model", args.model, "--adapter", adapter, "--seed", str(seed), *rest],
-        )
-        for seed in range(args.seeds)
-        for adapter in dict.fromkeys(args.adapters)
-    ]
+    cells = []
+    for seed, adapter in product(
+        range(args.seeds), dict.fromkeys(args.adapters)
+    ):  # what an interrupted one leaves is balanced
+        arguments = ["--model", args.model, "--adapter", adapter, "--seed", str(seed), *rest]
+        cells.append(Cell(adapter, seed, folder / f"{adapter}-seed{seed}", arguments))
     failed = run_cells(script, cells)
     complete = [cell for cell in cells if cell.complete()]
     if complete:
-        comparison = {
-            "dataset": args.dataset,
-            "model": args.model,
-            "date": date.today().isoformat(),
-            "arguments": rest,
-            "failed": failed,
-            **compare_cells(complete),
-        }
+        what = {"dataset": args.dataset, "model": args.model, "date": date.today().isoformat(), "arguments": rest}
+        comparison = {**what, "failed": failed, **compare_cells(complete)}
         write_json_atomic(folder / "comparison.json", comparison)
         write_page(folder / "comparison.html", comparison)
         _show(comparison)

@@ -16,7 +16,6 @@ Printed, and written to judge.json beside the completions.
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 from eval.files import write_json_atomic
 from eval.metrics import bootstrap_mean, short_name, wilson
+from eval.results import read_lines
 from rewards import deepeval, evidently
 from rewards.contract import Reward
 from rewards.judge import MAX_ANSWER_CHARACTERS, Ask, Case, Counts, Judge, Rubric, connect, fence
@@ -77,15 +77,18 @@ def read_answers(
     """
     if not path.is_file():
         raise ValueError(f"--from {path}: no such file, expected a run's completions.jsonl")
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a model may have written a U+2028
-    records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    records = list(read_lines(path))
+    for number, record in enumerate(records, 1):
+        missing = [name for name in FIELDS if not isinstance(record, dict) or name not in record]
+        if missing:
+            where = f"{path}, line {number}"
+            raise ValueError(f"{where}: expected a record as a run writes it, this one lacks {', '.join(missing)}")
     stages = list(dict.fromkeys(record["stage"] for record in records))
     chosen = stage or (stages[-1] if stages else "after")
     if chosen not in stages:
         raise ValueError(f"{path}: expected records of stage {chosen!r}, found {', '.join(stages) or 'none'}")
-    records = [
-        record for record in records if (record["stage"], record["kind"], record["sample"]) == (chosen, kind, 0)
-    ][:limit]
+    wanted = (chosen, kind, 0)
+    records = [one for one in records if (one["stage"], one["kind"], one["sample"]) == wanted][:limit]
     if not records:
         raise ValueError(f"{path}: stage {chosen!r} holds no {kind} records: choose another --stage or --kind")
     answers, left_out = [], 0
@@ -106,17 +109,6 @@ def read_answers(
     return chosen, answers, left_out
 
 
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    missing = [name for name in FIELDS if not isinstance(record, dict) or name not in record]
-    if missing:
-        raise ValueError(f"{where}: expected a record as a run writes it, this one lacks {', '.join(missing)}")
-    return record
-
-
 def agreement(scores: Sequence[float], right: Sequence[bool], threshold: float) -> dict[str, Any]:
     """How far scores agree with a rule about the same answers, ready for JSON; None where nothing can be said.
 
@@ -131,23 +123,27 @@ def agreement(scores: Sequence[float], right: Sequence[bool], threshold: float) 
     said = [score >= threshold for score in scores]
     same = sum(a == b for a, b in zip(said, right, strict=True))
     both = 0 < sum(right) < len(right)
+    of = {
+        side: [score for score, is_right in zip(scores, right, strict=True) if is_right == side]
+        for side in (True, False)
+    }
     return {
         "n": len(right),
-        "right": sum(right),
-        "wrong": len(right) - sum(right),
-        "accuracy": round(same / len(right), 4) if right else None,
-        "ci95": _rounded(wilson(same, len(right)) if right else None),
+        "right": len(of[True]),
+        "wrong": len(of[False]),
+        **_share("accuracy", same, len(right)),
         "kappa": round(float(cohen_kappa_score(right, said)), 4) if len({*right, *said}) == 2 else None,
         "auc": round(float(roc_auc_score(right, scores)), 4) if both else None,
-        "right_mean": _mean([score for score, is_right in zip(scores, right, strict=True) if is_right]),
-        "wrong_mean": _mean([score for score, is_right in zip(scores, right, strict=True) if not is_right]),
+        "right_mean": _mean(of[True]),
+        "wrong_mean": _mean(of[False]),
     }
 
 
-def change_with_length(short: Sequence[float], long: Sequence[float]) -> dict[str, Any]:
-    """The mean of `long` less `short`, scores of the same answers: "n", "delta", "ci95" (bootstrap over answers)."""
-    changes = [b - a for a, b in zip(short, long, strict=True)]
-    return {"n": len(changes), "delta": _mean(changes), "ci95": _rounded(bootstrap_mean(changes))}
+def change_with_length(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The mean change from an answer's short score to its long one: "n", "delta", "ci95" (bootstrap over answers)."""
+    changes = [long - short for short, long in pairs]
+    interval = bootstrap_mean(changes)
+    return {"n": len(changes), "delta": _mean(changes), "ci95": interval and [round(end, 4) for end in interval]}
 
 
 def correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:
@@ -163,13 +159,11 @@ def measure_reward(name: str, judge: Judge, answers: Sequence[Answer], threshold
     """Agreement, length bias and cost of one of `REWARDS`, ready for JSON."""
     reward = REWARDS[name](judge)
     before, began = copy.copy(judge.counts), time.monotonic()
-    scores = _ask(reward, answers, [answer.text for answer in answers])
+    scores = _ask(reward, [(answer, answer.text) for answer in answers])
     cost = {"answers": len(answers), "seconds": round(time.monotonic() - began, 2), **_cost(before, judge.counts)}
-    restated = [LONGER.format(answer.text) for answer in answers]
-    fitting = [i for i, text in enumerate(restated) if len(text) <= MAX_ANSWER_CHARACTERS]
-    longer = dict(
-        zip(fitting, _ask(reward, [answers[i] for i in fitting], [restated[i] for i in fitting]), strict=True)
-    )
+    restated = [(answer, LONGER.format(answer.text)) for answer in answers]
+    fitting = [i for i, (_, text) in enumerate(restated) if len(text) <= MAX_ANSWER_CHARACTERS]
+    longer = dict(zip(fitting, _ask(reward, [restated[i] for i in fitting]), strict=True))
     judged = [(answer, score) for answer, score in zip(answers, scores, strict=True) if score is not None]
     wrong = [(score, len(answer.text)) for answer, score in judged if not answer.right]
     length: dict[str, Any] = {"added_characters": len(LONGER.format(""))}
@@ -179,7 +173,7 @@ def measure_reward(name: str, judge: Judge, answers: Sequence[Answer], threshold
             for i, short in enumerate(scores)
             if answers[i].right == is_right and short is not None and (long := longer.get(i)) is not None
         ]
-        length[side] = change_with_length([short for short, _ in pairs], [long for _, long in pairs])
+        length[side] = change_with_length(pairs)
     length["spearman_among_wrong"] = correlation([score for score, _ in wrong], [size for _, size in wrong])
     return {
         **agreement([score for _, score in judged], [answer.right for answer, _ in judged], threshold),
@@ -200,11 +194,9 @@ def measure_position(judge: Judge, answers: Sequence[Answer]) -> dict[str, Any]:
     gold_first = judge.scores(rubric, [Case(answer.question, answer.gold, other=answer.text) for answer in asked])
     answer_first = judge.scores(rubric, [Case(answer.question, answer.text, other=answer.gold) for answer in asked])
     pairs = [(a, b) for a, b in zip(gold_first, answer_first, strict=True) if a is not None and b is not None]
-    flipped = sum(a != b for a, b in pairs)
     return {
         "n": len(pairs),
-        "flipped": round(flipped / len(pairs), 4) if pairs else None,
-        "ci95": _rounded(wilson(flipped, len(pairs)) if pairs else None),
+        **_share("flipped", sum(a != b for a, b in pairs), len(pairs)),
         "same_gold_first": _mean([a for a, _ in pairs]),
         "same_answer_first": _mean([b for _, b in pairs]),
         "failed": len(asked) - len(pairs),
@@ -227,15 +219,15 @@ def _same(ask: Ask, case: Case) -> float:
     return float(found.same)
 
 
-def _ask(reward: Reward, answers: Sequence[Answer], texts: Sequence[str]) -> list[float | None]:
-    """Scores of `texts` in the place of the answers' own."""
-    completions = [render(answer.reasoning, text) for answer, text in zip(answers, texts, strict=True)]
+def _ask(reward: Reward, said: Sequence[tuple[Answer, str]]) -> list[float | None]:
+    """Scores of texts in the place of the answers' own."""
+    completions = [render(answer.reasoning, text) for answer, text in said]
     return reward(
         completions=[[{"role": "assistant", "content": completion}] for completion in completions],
-        question=[answer.question for answer in answers],
-        answer=[answer.gold for answer in answers],
-        aliases=[[answer.gold] for answer in answers],
-        passages=[[] for _ in answers],
+        question=[answer.question for answer, _ in said],
+        answer=[answer.gold for answer, _ in said],
+        aliases=[[answer.gold] for answer, _ in said],
+        passages=[[] for _ in said],
     )
 
 
@@ -247,12 +239,6 @@ def _cost(before: Counts, after: Counts) -> dict[str, Any]:
         spent = getattr(after, name) - getattr(before, name)
         cost[f"{name}_per_request"] = round(spent / requests, 4) if requests else None
     return cost
-
-
-def price(cost: Mapping[str, Any], per_million_tokens: float) -> float | None:
-    """What a request costs, in the money of the price; None where no request was made or no tokens were reported."""
-    tokens = (cost["prompt_tokens_per_request"] or 0) + (cost["reply_tokens_per_request"] or 0)
-    return float(f"{tokens * per_million_tokens / 1e6:.4g}") if tokens else None
 
 
 def describe(name: str, found: Mapping[str, Any]) -> str:
@@ -282,8 +268,6 @@ def describe(name: str, found: Mapping[str, Any]) -> str:
         lines[-1] += f", in {cost['seconds']:.1f} s; a request: {cost['seconds_per_request']:.2f} s with its wait"
         if cost["prompt_tokens_per_request"]:
             lines[-1] += f", {cost['prompt_tokens_per_request']:.0f} + {cost['reply_tokens_per_request']:.0f} tokens"
-        if cost.get("price_per_request") is not None:
-            lines[-1] += f", {cost['price_per_request']:.4g} in money"
     return "\n".join(lines)
 
 
@@ -303,8 +287,10 @@ def _interval(ci95: Sequence[float] | None, number: str, scale: float = 1) -> st
     return f"95 % CI {scale * ci95[0]:{number}} to {scale * ci95[1]:{number}}" if ci95 else ""
 
 
-def _rounded(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else [round(end, 4) for end in interval]
+def _share(name: str, count: int, n: int) -> dict[str, Any]:
+    """`count` of `n` under `name` with its "ci95", Wilson; None of none."""
+    ends = wilson(count, n) if n else None
+    return {name: round(count / n, 4) if n else None, "ci95": ends and [round(end, 4) for end in ends]}
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -326,7 +312,6 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, help="where verdicts are kept; judge_cache beside the completions")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for a request")
-    parser.add_argument("--price-per-million-tokens", type=float, help="of prompt and reply alike, in any money")
     args = parser.parse_args()
     try:
         found = measure(args)
@@ -358,9 +343,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rewards = {}
     for name in args.rewards:
         rewards[name] = measure_reward(name, judge, answers, args.threshold)
-        if args.price_per_million_tokens is not None:
-            cost = rewards[name]["cost"]
-            cost["price_per_request"] = price(cost, args.price_per_million_tokens)
         print(describe(name, rewards[name]), flush=True)
     position = measure_position(judge, answers)
     print(describe_position(position))

@@ -102,7 +102,8 @@ def the_card(tmp_path: Path, *arguments: str) -> card.Card:
 
 
 def test_what_fails_is_a_row_with_its_reason(tmp_path: Path) -> None:
-    entry = the_card(tmp_path).measure(card.Row("sft", "no-such-shape", 16, "bf16", None))
+    row = {"method": "sft", "shape": "no-such-shape", "bits": 16, "half": "bf16", "rollouts": None}
+    entry = the_card(tmp_path).measure(row)
     assert entry["failed"].startswith("ValueError: no shape named 'no-such-shape'")
     assert "failed: ValueError" in card_table.describe(entry)
     assert not card.sound(entry)
@@ -111,15 +112,18 @@ def test_what_fails_is_a_row_with_its_reason(tmp_path: Path) -> None:
 def test_rows_are_planned_with_and_without_vllm() -> None:
     args = card.parsed(["--shapes", "tiny", "--methods", "grpo", "ppo", "--half", "bf16", "fp16"])[1]
     about = {"half": "bf16", "gpu": True, "vllm": True}
-    planned = [(row.method, row.bits, row.half, row.rollouts) for row in card.planned(args, about)]
-    assert planned == [
-        ("grpo", 4, "bf16", "model"), ("grpo", 4, "bf16", "vllm"), ("grpo", 4, "fp16", "model"),
-        ("grpo", 4, "fp16", "vllm"), ("ppo", 4, "bf16", "model"), ("ppo", 4, "fp16", "model"),
-    ]  # fmt: skip
+    assert [tuple(row.values()) for row in card.planned(args, about)] == [
+        ("grpo", "tiny", 4, "bf16", "model"),
+        ("grpo", "tiny", 4, "bf16", "vllm"),
+        ("grpo", "tiny", 4, "fp16", "model"),
+        ("grpo", "tiny", 4, "fp16", "vllm"),
+        ("ppo", "tiny", 4, "bf16", "model"),
+        ("ppo", "tiny", 4, "fp16", "model"),
+    ]
     on_cpu = card.planned(
         card.parsed(["--shapes", "tiny", "--methods", "grpo", "--bits", "4"])[1], {**about, "gpu": False}
     )
-    assert [row.rollouts for row in on_cpu] == ["model"], "vLLM has no 4-bit kernels on a CPU"
+    assert [row["rollouts"] for row in on_cpu] == ["model"], "vLLM has no 4-bit kernels on a CPU"
 
 
 def test_a_new_measurement_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
@@ -131,29 +135,42 @@ def test_a_new_measurement_takes_the_place_of_an_older_one(tmp_path: Path) -> No
         measured.keep("rows", {**row, "failed": None, "peer": None, "number": number})
     found = the_card(tmp_path, "--resume")
     assert [(row["method"], row["number"]) for row in found.kept["rows"]] == [("dpo", 1), ("sft", 2)]
-    wanted = [card.Row(**row) for row in rows]
-    assert found.missing(wanted) == []
-    assert the_card(tmp_path, "--resume", "--peer").missing(wanted) == wanted, "they have no peer yet"
-    assert the_card(tmp_path).missing(wanted) == wanted
+    assert found.missing(rows) == []
+    assert the_card(tmp_path, "--resume", "--peer").missing(rows) == rows, "they have no peer yet"
+    assert the_card(tmp_path).missing(rows) == rows
 
 
 FOUND = {
-    "seconds": [1.0, 1.2], "phases": dict.fromkeys(PHASES, 0.1) | {"rollout": 0.5}, "tokens": 800.0, "completions": 8,
-    "written": 200.0, "start_mib": 1024, "resident_mib": 3072, "allocated_mib": None, "reserved_mib": None,
-    "loss_finite": True, "gradients_on_adapters_only": True, "logits_difference": None,
+    "seconds": [1.0, 1.2],
+    "phases": dict.fromkeys(PHASES, 0.1) | {"rollout": 0.5},
+    "tokens": 200.0,
+    "completions": 8,
+    "memory_gib": {"allocated": None, "reserved": None, "resident": 3.0, "above_start": 2.0},
+    "loss_finite": True,
+    "gradients_on_adapters_only": True,
+    "logits_difference": None,
     "growth": {"length": {"seconds": 2.0}, "batch": {"failed": "OutOfMemoryError: no"}},
-    "work": {"length": 1, "batch": 2}, "flops": 4e9, "rollout_bytes": 1e9, "versions": {"trl": "1.12.0"},
-}  # fmt: skip
+    "work": {"length": 1, "batch": 2},
+    "flops": 4e9,
+    "rollout_bytes": 1e9,
+    "versions": {"trl": "1.12.0"},
+}
 CEILINGS = {"matmul_flops": 1e10, "copy_bytes": 4e9}
 
 
 def entry_of(method: str = "grpo", shape: str = "tiny", **changes: Any) -> dict[str, Any]:
-    turns = {name: deepcopy(FOUND) for name in ("ours", "peer", "again")}
-    turns["again"] |= {"seconds": [0.8, 1.0], "logits_difference": 0.0}
-    turns["peer"] |= {"seconds": [2.0, 2.2], "resident_mib": 5120, "written": 220.0}
+    again = FOUND | {"seconds": [0.8, 1.0], "logits_difference": 0.0}
+    memory = {"allocated": None, "reserved": None, "resident": 5.0, "above_start": 4.0}
+    peer = FOUND | {"seconds": [2.0, 2.2], "memory_gib": memory, "tokens": 220.0}
     row = {"method": method, "shape": shape, "bits": 16, "half": "bf16", "rollouts": None}
     stamp = {"date": "2026-01-02", "git_commit": "c", "versions": {}, "failed": None}
-    return {**row, "recipe": card_row.METHODS[method].name, **stamp, **card.figures(turns, CEILINGS), **changes}
+    return {
+        **row,
+        "recipe": card_row.METHODS[method].name,
+        **stamp,
+        **card.figures(deepcopy(FOUND), again, peer, CEILINGS),
+        **changes,
+    }
 
 
 def test_figures_of_a_row() -> None:
@@ -211,20 +228,21 @@ def test_the_tables_show_the_newest_and_leave_out_what_was_not_measured(tmp_path
     assert not any("[kto](../ultrafeedback_kto.py) | tiny" in line for line in lines)
     unmeasured = [line for line in lines if "not yet measured" in line]
     assert len(unmeasured) == len(card_row.METHODS) and all("llama-3.1-8b, 4 bit" in line for line in unmeasured)
-    assert "| [sft](../arc_sft.py) | tiny | 2 cores | 2.00 | unknown (OutOfMemoryError: no) |" in lines
-    assert "A step takes 2.0 times as long with twice the length." in lines
+    assert "| [sft](../arc_sft.py) | tiny, 16 bit | 2 cores |  | 2.00 | OutOfMemoryError: no |" in lines
 
 
-def test_growth_in_one_sentence() -> None:
-    rows = [
-        {"growth": {"length": {"seconds": 2.04}, "batch": {"seconds": 1.9}}},
-        {"growth": {"completions": {"seconds": 1.5}, "length": {"seconds": 2.5}, "batch": {"failed": "no"}}},
-    ]
-    assert card_table.growth_sentence(rows) == (
-        "A step takes 1.5 times as long with twice the completions of a prompt, 2.0 to 2.5 with twice the length and "
-        "1.9 with twice the rows or prompts."
+def test_the_terminal_shows_every_figure_of_a_row(capsys: pytest.CaptureFixture) -> None:
+    card_table.print_table(
+        [entry_of(), entry_of("sft", peer={"failed": "no"}), entry_of("kto", failed="it was killed")]
     )
-    assert card_table.growth_sentence([]) == ""
+    head, grpo, sft, failed = capsys.readouterr().out.strip().splitlines()
+    for name in (*card_table.COSTS, *PHASES, "2 x length"):
+        assert name in head
+    assert grpo.split() == [
+        *("grpo", "tiny", "1", "200", "3.00", "1.91,", "0.50", "8.00", "40.0%", "50.0%"),
+        *("50.0%", *["10.0%"] * 5, "2.00", "OutOfMemoryError:", "no"),
+    ]
+    assert "1.91" not in sft and failed == "kto, tiny in 16 bit: failed: it was killed"
 
 
 def test_the_readme_shows_the_results_that_are_kept() -> None:
@@ -250,10 +268,13 @@ def test_a_phase_inside_another_is_counted_once(monkeypatch: pytest.MonkeyPatch)
         now += seconds
 
     pass_time(1)
-    with phases.phase(LOGP):
+
+    def score() -> None:
         pass_time(2)
         phases.timed("backward", pass_time)(4)
         pass_time(8)
+
+    phases.timed(LOGP, score)()
     pass_time(16)
     assert phases.lap() == {"other": 17, LOGP: 10, "backward": 4}
     assert sum(phases.lap().values()) == 0
@@ -278,24 +299,23 @@ def test_gradients_belong_on_adapters() -> None:
 
 def results_json(solved_before: int, solved_after: int) -> dict[str, Any]:
     """A run's results.json, as far as the card reads it, of 40 problems."""
+
+    def record(stage: str, index: int, solved: bool) -> Any:
+        graded = {"reward": None, "scores": {"correctness_reward": float(solved)}}
+        words = {"question": "?", "gold": "4", "completion": "", "tokens": 10, "truncated": False}
+        return {"stage": stage, "kind": "greedy", "index": index, "sample": 0, **words, **graded}
+
     stages = [
-        [
-            {
-                "stage": name, "kind": "greedy", "index": index, "sample": 0, "question": "?", "gold": "4",
-                "completion": "", "tokens": 10, "truncated": False, "reward": None,
-                "scores": {"correctness_reward": float(index < solved)},
-            }
-            for index in range(40)
-        ]
+        [record(name, index, index < solved) for index in range(40)]
         for name, solved in (("before", solved_before), ("after", solved_after))
-    ]  # fmt: skip
+    ]
     judged_by = {"correct": "correctness_reward", "format": None}
     return {
-        "recipe": "gsm8k_grpo", "model": "smollm2-135m", "date": "2026-01-02", "git_commit": "c", "versions": {},
-        "n": 40, "complete": True, "steps": {"made": 3, "planned": 3}, "seconds": {"grpo": 90.0},
+        **{"recipe": "gsm8k_grpo", "model": "smollm2-135m", "date": "2026-01-02", "git_commit": "c", "versions": {}},
+        **{"n": 40, "complete": True, "steps": {"made": 3, "planned": 3}, "seconds": {"grpo": 90.0}},
         "stages": [summarise(records, **judged_by) for records in stages],
         "comparisons": [compare(*stages, **judged_by)],
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("after", "verdict"), [(30, "it learned"), (9, "no measurable change")])

@@ -114,7 +114,7 @@ def found_by(
 
 
 def test_an_honest_judge(completions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    found = found_by(mind(honest, says_same), completions, monkeypatch, "--price-per-million-tokens", "5")
+    found = found_by(mind(honest, says_same), completions, monkeypatch)
     assert (found["stage"], found["answers"], found["left_out"]) == ("after", PROBLEMS, 2)
     reward = found["rewards"]["rag_correctness"]
     assert (reward["n"], reward["right"], reward["wrong"], reward["failed"]) == (24, 8, 16, 0)
@@ -129,8 +129,7 @@ def test_an_honest_judge(completions: Path, monkeypatch: pytest.MonkeyPatch, cap
     }
     cost = reward["cost"]
     assert (cost["answers"], cost["requests"], cost["cached"]) == (24, 24, 0)
-    tokens = cost["prompt_tokens_per_request"] + cost["reply_tokens_per_request"]
-    assert tokens > 20 and cost["price_per_request"] == pytest.approx(5e-6 * tokens, rel=1e-3)
+    assert cost["prompt_tokens_per_request"] + cost["reply_tokens_per_request"] > 20
     assert cost["seconds_per_request"] > 0
     position = found["position"]
     assert (position["n"], position["flipped"], position["ci95"]) == (24, 0.0, [0.0, 0.138])
@@ -245,11 +244,17 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(
     assert sentence in said and "\n" not in said
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"stage": "after"}', "7"])
+@pytest.mark.parametrize("line", ["[]", '{"stage": "after"}', "7"])
 def test_a_line_that_is_no_record_is_named(completions: Path, line: str) -> None:
     completions.write_text(json.dumps(record(0)) + f"\n{line}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"completions\.jsonl, line 2: expected a record as a run writes it"):
         judge.read_answers(completions, stage=None, kind="greedy", rule="exact_match_reward", limit=None)
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(completions: Path) -> None:
+    completions.write_text(json.dumps(record(0)) + '\n{"stage": "af', encoding="utf-8")
+    _, answers, _ = judge.read_answers(completions, stage=None, kind="greedy", rule="exact_match_reward", limit=None)
+    assert [answer.text for answer in answers] == ["the gold 0"]
 
 
 def test_no_more_problems_than_asked_for(completions: Path) -> None:
