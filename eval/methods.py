@@ -40,10 +40,8 @@ class Method:
     title: str
     columns: tuple[Column, ...]
     curves: tuple[Curve, ...]
-    length: str | None = None
-    """Key of the mean length, in tokens, of the completions that training samples"""
     cut_off: str | None = None
-    """Key of the share of these that hit the length limit"""
+    """Key of the share of sampled completions that hit the length limit"""
     flat: str | None = None
     """Key of the share of groups that teach nothing"""
     margin: str | None = None
@@ -60,6 +58,7 @@ class Method:
 
 LOSS = Column("loss", "loss", ".3f", "what training lowers")
 NLL = LOSS._replace(legend="how unlikely the answers are to the model, nats per token")
+FLAT = "share of groups whose completions all score alike and so teach nothing"
 CUT_OFF, LENGTH = "share of completions that hit the length limit", "mean length of a completion"
 
 
@@ -75,8 +74,7 @@ def _preference(
     margin: str = "rewards/margins",
     logp: str | None,
     kl: str = "nats per token of held-out answers",
-    zero_margin_at_first: bool = False,
-    scores_texts: bool = False,
+    **known: Any,
 ) -> Method:
     """A method that tells chosen from rejected responses; `logp` says of what it logs the log-probability."""
     columns, curves = [LOSS], [_loss(title)]
@@ -89,22 +87,10 @@ def _preference(
     curves.append(Curve("Reward margin, chosen over rejected", (margin,)))
     if logp:
         keys = ("logps/chosen", "logps/rejected")
-        columns += [
-            Column(f"{key.removeprefix('logps/')} logp", key, ".2f", f"log-probability of {logp}, nats") for key in keys
-        ]
-        curves += [
-            Curve("Log-probability of the responses, nats", keys),
-            Curve(f"KL to the reference, {kl}", ("kl",)),
-        ]
-    return Method(
-        title,
-        tuple(columns),
-        tuple(curves),
-        margin=margin,
-        zero_margin_at_first=zero_margin_at_first,
-        scores_texts=scores_texts,
-        rows=rows,
-    )
+        legend = f"log-probability of {logp}, nats"
+        columns += [Column(f"{key.removeprefix('logps/')} logp", key, ".2f", legend) for key in keys]
+        curves += [Curve("Log-probability of the responses, nats", keys), Curve(f"KL to the reference, {kl}", ("kl",))]
+    return Method(title, tuple(columns), tuple(curves), margin=margin, rows=rows, **known)
 
 
 # By the name of the phase in metrics.jsonl, which is also how the name of a method's recipes ends.
@@ -118,12 +104,7 @@ METHODS = {
             Column("reward", "reward", ".3f", "weighted total of a completion's rewards, mean"),
             Column("*", "rewards/*/mean", ".2f", "one reward alone, mean"),
             Column("unjudged", "judge/unjudged", ".0%", "share of completions without a verdict", always=False),
-            Column(
-                "flat",
-                "frac_reward_zero_std",
-                ".0%",
-                "share of groups whose completions all score alike and so teach nothing",
-            ),
+            Column("flat", "frac_reward_zero_std", ".0%", FLAT),
             Column("cut off", "completions/clipped_ratio", ".0%", CUT_OFF),
             Column("tokens", "completions/mean_length", ".0f", LENGTH),
         ),
@@ -134,18 +115,13 @@ METHODS = {
             Curve("Completion length, tokens", ("completions/mean_length",)),
             Curve("Truncated completions", ("completions/clipped_ratio",), "percent"),
         ),
-        length="completions/mean_length",
         cut_off="completions/clipped_ratio",
         flat="frac_reward_zero_std",
     ),
     "dpo": _preference("DPO", "pair", logp="a response", zero_margin_at_first=True),
+    # KTO knows no pairs that could be ranked.
     "kto": _preference(
-        "KTO",
-        "completion",
-        accuracy=None,  # it knows no pairs
-        logp="a response",
-        kl="as KTO estimates it, nats",
-        zero_margin_at_first=True,
+        "KTO", "completion", accuracy=None, logp="a response", kl="as KTO estimates it, nats", zero_margin_at_first=True
     ),
     # Rewards without a reference begin at what the base model thinks.
     "orpo": _preference("ORPO", "labelled pair", logp="a response's tokens, mean"),
@@ -179,7 +155,6 @@ METHODS = {
             Curve("Completion length, tokens", ("length",)),
             Curve("Truncated completions", ("truncated",), "percent"),
         ),
-        length="length",
         cut_off="truncated",
         with_trl=False,  # the trainer is this repository's own
     ),

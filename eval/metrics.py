@@ -44,10 +44,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided McNemar p: the chance of a split as uneven as `gained` : `lost` from a fair coin.
-
-    1.0 where nothing changed.
-    """
+    """Exact two-sided McNemar p: the chance of a split as uneven from a fair coin; 1.0 where nothing changed."""
     from scipy.stats import binomtest
 
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
@@ -61,10 +58,8 @@ def bootstrap_mean(
     With `sizes`, each value is a sum over so many tokens, and the mean is that per token: sum(values) / sum(sizes).
 
     Slightly narrow where problems are few: of 2,000 simulated comparisons in which 30 % were gained and 10 %
-    lost, it held the true difference in 93.5 % with 64 problems and 91.5 % with 16.
-
-    The same values give the same interval. Zero width where all values are equal; None for fewer than two,
-    which say nothing about their spread.
+    lost, it held the true difference in 93.5 % with 64 problems and 91.5 % with 16. The same values give the same
+    interval, of no width where all are equal; None for fewer than two, which say nothing about their spread.
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -111,8 +106,7 @@ def summarise(records: Sequence[Record], *, correct: str | None, format: str | N
     """
     name = _stage_name(records)
     rates = problem_rates(records, correct, format, guard)
-    greedy = [record for record in records if record["kind"] == "greedy"]
-    sampled = [record for record in records if record["kind"] == "sampled"]
+    greedy, sampled = ([record for record in records if record["kind"] == kind] for kind in ("greedy", "sampled"))
     solved, formatted, losses = rates["accuracy"].values(), rates["format_rate"].values(), problem_losses(records)
     measure = _measure(records, correct)
     decided = (losses if measure == "loss" else rates[measure]).keys()
@@ -133,7 +127,8 @@ def summarise(records: Sequence[Record], *, correct: str | None, format: str | N
             f"stage {name!r}: none of its {len(greedy)} greedy completions has the score that must not get worse "
             f"(every {guard} is None): add problems that it can grade"
         )
-    loss = _per_token(losses.values())
+    loss, loss_ci95 = _per_token(losses.values())
+    scores = {name: list(_greedy(greedy, name).values()) for name in _score_names(greedy)}
     writes = any(record["tokens"] or record["completion"] for record in records)
     stage: Stage = {
         "name": name,
@@ -141,24 +136,22 @@ def summarise(records: Sequence[Record], *, correct: str | None, format: str | N
         "ungraded": len({record["index"] for record in records} - decided - guarded.keys()),
         "accuracy": _mean(solved),
         "ci95": _share_interval(solved),
-        "scores": _mean_scores(greedy),
-        "scores_ci95": {
-            name: _rounded(bootstrap_mean(list(_greedy(greedy, name).values()))) for name in _score_names(greedy)
-        },
+        "scores": {name: _mean(values) for name, values in scores.items()},
+        "scores_ci95": {name: rounded(bootstrap_mean(values)) for name, values in scores.items()},
         "loss": None if loss is None else _round(loss),
-        "loss_ci95": _rounded(bootstrap_mean(*_columns(losses.values()))),
+        "loss_ci95": loss_ci95,
         "perplexity": None if loss is None else _round(math.exp(loss)),
         "sampled_accuracy": _mean(rates["sampled_accuracy"].values()),
         "sampled_reward": _mean(rates["sampled_reward"].values()),
-        "sampled_reward_ci95": _rounded(bootstrap_mean(list(rates["sampled_reward"].values()))),
-        "greedy_reward": _mean(_reward(record) for record in greedy),
+        "sampled_reward_ci95": rounded(bootstrap_mean(list(rates["sampled_reward"].values()))),
+        "greedy_reward": _mean(_finite(record, "reward", record["reward"]) for record in greedy),
         "format_rate": _mean(formatted),
         "format_ci95": _share_interval(formatted),
         "sampled_format_rate": _mean(rates["sampled_format_rate"].values()),
         "truncation_rate": _mean(record["truncated"] for record in records) if writes else None,
         "mean_length": _mean(record["tokens"] for record in greedy) if writes else None,
         "sampled_mean_length": _mean(record["tokens"] for record in sampled) if writes else None,
-        "rewards": _mean_scores(sampled),
+        "rewards": {name: _mean(_score(record, name) for record in sampled) for name in _score_names(sampled)},
     }
     if guard:
         marks = guarded.values()
@@ -206,8 +199,9 @@ def compare(
     judged = len(losses if measure == "loss" else differences[measure])
     if not judged:
         raise ValueError(f"stages {names[0]!r} and {names[1]!r}: no problem was graded in both")
-    loss = _per_token(losses)
-    shared = [name for name in _score_names(before) if name in _score_names(after) and name not in (correct, guard)]
+    loss, loss_ci95 = _per_token(losses)
+    earlier, later = (_score_names(row for row in side if row["kind"] == "greedy") for side in (before, after))
+    shared = [name for name in earlier if name in later and name not in (correct, guard)]
     unpaired: Paired = {"delta": None, "ci95": None, "p": None, "gained": None, "lost": None}
     comparison: Comparison = {
         "from": names[0],
@@ -219,10 +213,7 @@ def compare(
         "sampled_accuracy": _change(differences["sampled_accuracy"]),
         "format_rate": _change(differences["format_rate"]),
         "scores": {name: _change(_differences(_greedy(before, name), _greedy(after, name))) for name in shared},
-        "loss": {
-            "delta": None if loss is None else _round(loss),
-            "ci95": _rounded(bootstrap_mean(*_columns(losses))),
-        },
+        "loss": {"delta": None if loss is None else _round(loss), "ci95": loss_ci95},
     }
     if guard:
         guarded = differences["guard_rate"]
@@ -292,7 +283,7 @@ def verdict(comparison: Comparison, *, trained: bool = True) -> str:
         measured = _points("accuracy", comparison["accuracy"], n)
     else:
         delta, ci95 = comparison[measure]["delta"], comparison[measure]["ci95"]
-        details = [_interval(ci95, "+.3f"), f"n = {n}"]
+        details = [interval_text(ci95, "+.3f"), f"n = {n}"]
         unit = " nats/token" if measure == "loss" else ""
         measured = f"{CALLED[measure]} {delta:+.3f}{unit} ({', '.join(filter(None, details))})"
     if guard:
@@ -310,7 +301,7 @@ def verdict(comparison: Comparison, *, trained: bool = True) -> str:
         delta, ci95 = other["delta"], other["ci95"]
         if delta is not None and n >= MIN_PROBLEMS and better * _direction(ci95) not in (0, found):
             moved = f"{'rose' if delta > 0 else 'fell'} by {scale * abs(delta):{number}}{unit}"
-            otherwise.append(f"{name} {moved} ({_interval(ci95, f'+{number}', scale)})")
+            otherwise.append(f"{name} {moved} ({interval_text(ci95, f'+{number}', scale)})")
     finding = _finding(comparison, "it learned" if trained else "it got better")
     if not otherwise:
         return f"{measured}: {finding}"
@@ -327,15 +318,14 @@ def _finding(comparison: Comparison, better: str) -> str:
     guarded = _paired_change(guard)
     if {found, guarded} == {1, -1}:
         return "it got better at one and worse at the other"
-    sides = [
-        (CALLED[comparison["measure"]], comparison["n"], found),
-        (short_name(guard["name"]), guard["n"], guarded),
-    ]
-    if {found, guarded} == {0} and all(n >= MIN_PROBLEMS for _, n, _ in sides):
+    sizes = comparison["n"], guard["n"]
+    if {found, guarded} == {0} and min(sizes) >= MIN_PROBLEMS:
         return "no measurable change in either"
     moved = {1: "got better", 0: "did not measurably change", -1: "got worse"}
+    names = CALLED[comparison["measure"]], short_name(guard["name"])
     told = " and ".join(
-        f"{name} {moved[side] if n >= MIN_PROBLEMS else 'has too few problems to tell'}" for name, n, side in sides
+        f"{name} {moved[side] if n >= MIN_PROBLEMS else 'has too few problems to tell'}"
+        for name, n, side in zip(names, sizes, (found, guarded), strict=True)
     )
     overall = change(comparison)
     return f"{words[overall]}: {told}" if overall else told
@@ -344,7 +334,7 @@ def _finding(comparison: Comparison, better: str) -> str:
 def _points(name: str, paired: Paired, n: int) -> str:
     """A difference of rates with what tells how sure it is."""
     assert paired["delta"] is not None and paired["p"] is not None
-    details = [_interval(paired["ci95"], "+.1f", 100), format_p(paired["p"]), f"n = {n}"]
+    details = [interval_text(paired["ci95"], "+.1f", 100), format_p(paired["p"]), f"n = {n}"]
     return f"{name} {100 * paired['delta']:+.1f} points ({', '.join(filter(None, details))})"
 
 
@@ -400,7 +390,7 @@ def problem_rates(
     return {
         "accuracy": per_problem("greedy", full_marks(correct)),
         "sampled_accuracy": per_problem("sampled", full_marks(correct)),
-        "sampled_reward": per_problem("sampled", _reward),
+        "sampled_reward": per_problem("sampled", lambda record: _finite(record, "reward", record["reward"])),
         "format_rate": per_problem("greedy", full_marks(format)),
         "sampled_format_rate": per_problem("sampled", full_marks(format)),
         "guard_rate": per_problem("greedy", full_marks(guard)),
@@ -427,19 +417,17 @@ def _measure(records: Iterable[Record], correct: str | None) -> Measure:
     return "loss" if any("nll" in record for record in records) else "sampled_reward"
 
 
-def _per_token(losses: Iterable[tuple[float, float]]) -> float | None:
-    nats, tokens = _columns(losses)
-    return math.fsum(nats) / math.fsum(tokens) if tokens else None
+def _per_token(losses: Collection[tuple[float, float]]) -> tuple[float | None, Interval | None]:
+    """The mean over all tokens, not rounded yet, and its interval."""
+    if not losses:
+        return None, None
+    nats, tokens = zip(*losses, strict=True)
+    return math.fsum(nats) / math.fsum(tokens), rounded(bootstrap_mean(nats, tokens))
 
 
-def _columns(losses: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    pairs = list(losses)
-    return [nats for nats, _ in pairs], [tokens for _, tokens in pairs]
-
-
-def _score_names(records: Sequence[Record]) -> dict[str, None]:
-    """The names of all scores of the greedy records, in their order."""
-    return dict.fromkeys(name for record in records if record["kind"] == "greedy" for name in record["scores"])
+def _score_names(records: Iterable[Record]) -> dict[str, None]:
+    """The names of all scores of the records, in their order."""
+    return dict.fromkeys(name for record in records for name in record["scores"])
 
 
 def _greedy(records: Sequence[Record], name: str) -> dict[int, float]:
@@ -447,17 +435,12 @@ def _greedy(records: Sequence[Record], name: str) -> dict[int, float]:
     return {index: score for index, score in scores.items() if score is not None}
 
 
-def _mean_scores(records: Sequence[Record]) -> dict[str, float | None]:
-    names = dict.fromkeys(name for record in records for name in record["scores"])
-    return {name: _mean(_score(record, name) for record in records) for name in names}
-
-
 def _differences(before: Mapping[int, float], after: Mapping[int, float]) -> list[float]:
     return [after[index] - before[index] for index in before if index in after]
 
 
 def _change(differences: Sequence[float]) -> Change:
-    return {"delta": _mean(differences), "ci95": _rounded(bootstrap_mean(differences))}
+    return {"delta": _mean(differences), "ci95": rounded(bootstrap_mean(differences))}
 
 
 def _paired(differences: Sequence[float]) -> Paired:
@@ -472,7 +455,7 @@ def _paired_change(paired: Paired) -> int:
 
 
 def _share_interval(marks: Collection[float]) -> Interval | None:
-    return _rounded(wilson(sum(marks), len(marks)) if marks else None)
+    return rounded(wilson(sum(marks), len(marks)) if marks else None)
 
 
 def _stage_name(records: Sequence[Record]) -> str:
@@ -508,10 +491,6 @@ def _score(record: Record, name: str) -> float | None:
     return _finite(record, name, record["scores"][name])
 
 
-def _reward(record: Record) -> float | None:
-    return _finite(record, "reward", record["reward"])
-
-
 def _finite(record: Record, name: str, value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         where = f"stage {record['stage']!r}, problem {record['index']}"
@@ -524,7 +503,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return _round(math.fsum(found) / len(found)) if found else None
 
 
-def _rounded(interval: tuple[float, float] | None) -> Interval | None:
+def rounded(interval: Sequence[float] | None) -> Interval | None:
+    """Both ends as results keep them, to four decimals."""
     return [_round(end) for end in interval] if interval else None
 
 
@@ -537,5 +517,6 @@ def _direction(ci95: Sequence[float] | None) -> int:
     return 0 if ci95 is None else (ci95[0] > 0) - (ci95[1] < 0)
 
 
-def _interval(ci95: Sequence[float] | None, number: str, scale: float = 1) -> str:
+def interval_text(ci95: Sequence[float] | None, number: str, scale: float = 1) -> str:
+    """An interval as sentences have it, each end times `scale` in the format `number`; empty where there is none."""
     return f"95 % CI {scale * ci95[0]:{number}} to {scale * ci95[1]:{number}}" if ci95 else ""

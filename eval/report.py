@@ -19,8 +19,7 @@ from eval.metrics import PREFERENCE, format_p, measure_change, short_name, side_
 from eval.results import Change, Comparison, Interval, MetricsLine, Paired, Record, Results, Stage
 from eval.winrate import describe
 
-SHOWN_PROBLEMS = 5
-SHOWN_CHARACTERS = 4_000  # x 5 problems x 3 stages x 5 characters per escaped one: 300 KB at worst
+SHOWN_PROBLEMS = 5  # x 3 stages x 4,000 characters, as the template cuts them, x 5 per escaped one: 300 KB at worst
 
 Measured = tuple[float | None, Interval | None]
 # Label, figure with its interval, unit: the rows of the before/after table. Those that no stage measured are left out.
@@ -71,6 +70,7 @@ UNITS = {
     "tokens": (1, ".0f", ""),
 }
 
+NOTHING_TO_COMPARE = "fewer than two stages were measured, so there is nothing to compare"
 NEAR_ZERO = 0.1  # at this margin the odds of a pair are still 52.5 to 47.5 (Bradley-Terry)
 
 
@@ -91,19 +91,15 @@ def write_report(path: Path, results: Results, metrics: Sequence[MetricsLine], c
     `metrics` are the lines of `metrics.jsonl`, `completions` the records of every stage. A curve without data is left
     out, and of a phase that `eval.methods` does not know, the loss is drawn.
     """
-    stages, comparisons, whole = results["stages"], results["comparisons"], _whole(results)
+    whole, trained = _whole(results), _trained(results)
     judged_by = [name for name in (results["correct"], results.get("guard")) if name]
-    problems, choice = pick_problems(completions, [stage["name"] for stage in stages], judged_by)
-    trained = _trained(results)
+    problems, choice = pick_problems(completions, [stage["name"] for stage in results["stages"]], judged_by)
+    parts = [pair for pair in results["comparisons"] if pair is not whole]
     page = page_template("report.html.j2").render(
-        results=results,
-        verdict=headline(results),
-        unfinished=_unfinished(results),
-        parts=[(_credit(results, pair), verdict(pair, trained=trained)) for pair in comparisons if pair is not whole],
+        **_shared(results),
+        parts=[(_credit(results, pair), verdict(pair, trained=trained)) for pair in parts],
         warnings=list(dict.fromkeys((line["step"], line["warning"]) for line in metrics if line.get("warning"))),
-        win_rate=_win_rate(results),
         reasons=_reasons(results, metrics),
-        **_tables(results),
         trained=trained,
         charts=_charts(results, metrics),
         problems=problems,
@@ -111,7 +107,6 @@ def write_report(path: Path, results: Results, metrics: Sequence[MetricsLine], c
         score_of=lambda record: _score_of(record, judged_by),
         seconds={phase: _duration(seconds) for phase, seconds in results["seconds"].items()},
         memory={kind: f"{gib:.2f} GiB" for kind, gib in results["peak_memory_gib"].items()},
-        training=_training(results),
         versions={**results["versions"], "git commit": results["git_commit"] or "unknown"},
     )
     write_text_atomic(path, page)
@@ -119,33 +114,20 @@ def write_report(path: Path, results: Results, metrics: Sequence[MetricsLine], c
 
 def write_model_card(path: Path, results: Results) -> None:
     """Write the card of a trained model (Markdown with the hub's YAML front matter) to `path`, atomically."""
-    method, adapters = _method(results), {str(name): adapter for name, adapter in ADAPTERS.items()}
     base_model, kind = results["base_model"], results["args"].get("adapter", "lora")
-    adapter = adapters.get(kind, ADAPTERS["full"])
+    adapter = ADAPTERS.get(kind, ADAPTERS["full"])
     card = page_template("model_card.md.j2").render(
-        results=results,
-        verdict=headline(results),
-        unfinished=_unfinished(results),
-        win_rate=_win_rate(results),
-        **_tables(results),
-        training=_training(results),
+        **_shared(results),
         adapter=adapter,
         in_4bit=results["args"].get("load_in_4bit", kind == "qlora"),
         kind=kind if adapter.title else "full-fine-tuning",
         dataset=results["recipe"].rpartition("_")[0],
-        method=method,
+        method=_method(results),
         # The hub refuses a card whose base model is not an id, and a local folder is nobody else's business.
         base_model=base_model if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model) else None,
         licence=(results["licence"] or "").lower().replace(" ", "-"),
     )
     write_text_atomic(path, card)
-
-
-def headline(results: Results) -> str:
-    """The verdict on the whole run, first stage against last: one sentence without a full stop."""
-    if whole := _whole(results):
-        return verdict(whole, trained=_trained(results))
-    return "fewer than two stages were measured, so there is nothing to compare"
 
 
 def pick_problems(
@@ -178,10 +160,9 @@ def pick_problems(
     never, always = outcome(False, False), outcome(True, True)
     turns = chain.from_iterable(chain(zip_longest(gained, lost), zip_longest(never, always)))
     chosen = [row for row in turns if row is not None][:SHOWN_PROBLEMS]
-    preference = PREFERENCE in judged_by
-    done = "ranked right" if preference else "solved"
+    called, done = ("pairs", "ranked right") if PREFERENCE in judged_by else ("problems", "solved")
     return chosen, (
-        f"{len(chosen)} of {len(rows)} {_problems(preference)}, chosen by rule: the {len(gained)} {done} only "
+        f"{len(chosen)} of {len(rows)} {called}, chosen by rule: the {len(gained)} {done} only "
         f"{stages[-1]} and the {len(lost)} {done} only {stages[0]} take turns, lowest number first, then the "
         f"unchanged ({len(never)} never, {len(always)} always {done})."
     )
@@ -191,11 +172,6 @@ def _score_of(record: Record, judged_by: Iterable[str]) -> float | None:
     """The first of these scores that could be given; None where none could."""
     found = (record["scores"].get(name) for name in judged_by)
     return next((score for score in found if score is not None), None)
-
-
-def _problems(preference: bool) -> str:
-    """What the held-out problems of a run are called."""
-    return "pairs" if preference else "problems"
 
 
 def _trained(results: Results) -> bool:
@@ -226,11 +202,6 @@ def _method(results: Results) -> Method:
     return method_of(results["recipe"].rpartition("_")[2])
 
 
-def _win_rate(results: Results) -> str:
-    """The sentence on tuned against base responses, without a full stop; empty where no judge compared them."""
-    return describe(results["win_rate"]) if results["win_rate"] else ""
-
-
 def _unfinished(results: Results) -> str:
     """How far a run came that stopped before its last step (`--max-hours`); empty for a whole one."""
     if results["complete"] or not results["steps"]:
@@ -253,7 +224,7 @@ def _reasons(results: Results, metrics: Iterable[MetricsLine]) -> list[str]:
     if whole is None or whole["measure"] != "accuracy" or measure_change(whole) > 0:
         return []
     first, last = results["stages"][0], results["stages"][-1]
-    problems = _problems(results["correct"] == PREFERENCE)
+    problems = "pairs" if results["correct"] == PREFERENCE else "problems"
     low, high = whole["accuracy"]["ci95"] or (-1, 1)
     reasons = []
     if measure_change(whole) == 0 and high - low > 0.1:
@@ -298,11 +269,14 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _tables(results: Results) -> dict[str, Any]:
+def _shared(results: Results) -> dict[str, Any]:
     """What both documents show of the stages and of their differences, and which words explain it."""
-    stages, pairs, guard = results["stages"], results["comparisons"], results.get("guard")
+    stages, pairs, guard, whole = results["stages"], results["comparisons"], results.get("guard"), _whole(results)
     scores = side_scores(stages, results["correct"], results["format"], results["beside"], guard)
-    preference, rewards = results["correct"] == PREFERENCE, _deciding_rewards(results)
+    parts = list(dict.fromkeys(name for stage in stages for name in stage["rewards"]))
+    lost = any(stage["loss"] is not None for stage in stages)
+    rewards = [] if results["correct"] or lost else parts  # that make up the reward, where that is what decides
+    preference = results["correct"] == PREFERENCE
     labels = PAIR_LABELS if preference else {}
     if guard:
         labels = labels | {"Guard": f"{_label(guard)}, greedy"}
@@ -311,48 +285,38 @@ def _tables(results: Results) -> dict[str, Any]:
         return [(labels.get(label, label), cells) for label, cells in rows]
 
     return {
+        "results": results,
+        "verdict": verdict(whole, trained=_trained(results)) if whole else NOTHING_TO_COMPARE,
+        "unfinished": _unfinished(results),
+        "win_rate": describe(results["win_rate"]) if results["win_rate"] else "",
+        "training": _training(results),
         "stage_columns": [(stage["name"], "") for stage in stages],
-        "stage_rows": named(_stage_rows(stages, scores, rewards)),
+        "stage_rows": named(_stage_rows(stages, scores, parts, bool(rewards))),
         "difference_columns": [(_credit(results, pair), f"{pair['from']} → {pair['to']}") for pair in pairs],
         "difference_rows": named(_difference_rows(pairs, scores)),
         "sampled": any(stage["sampled_mean_length"] is not None for stage in stages),
         "formed": any(stage["format_rate"] is not None for stage in stages),
-        "lost": any(stage["loss"] is not None for stage in stages),
+        "lost": lost,
         "wrote": any(stage["mean_length"] is not None for stage in stages),
         "rewards": [short_name(name) for name in rewards],
         "guard": short_name(guard) if guard else "",
         "preference": preference,
-        "problems_called": _problems(preference),
+        "problems_called": "pairs" if preference else "problems",
     }
 
 
-def _deciding_rewards(results: Results) -> list[str]:
-    """The scores that make up the sampled reward where that is what the run is judged by; else none."""
-    stages = results["stages"]
-    if results["correct"] or any(stage["loss"] is not None for stage in stages):
-        return []
-    return list(dict.fromkeys(name for stage in stages for name in stage["rewards"]))
-
-
-def _stage_rows(stages: Sequence[Stage], scores: Iterable[str], deciding: Sequence[str]) -> list[Row]:
-    """The before/after table: one cell per stage."""
+def _stage_rows(stages: Sequence[Stage], scores: Iterable[str], parts: Sequence[str], rewarded: bool) -> list[Row]:
+    """The before/after table: one cell per stage. `parts` make up the reward, which decides where `rewarded`."""
     rows = []
     for label, figure, unit in STAGE_ROWS:
-        cells = []
-        for value, ends in map(figure, stages):
-            bar = None
-            if value is not None and ends and unit == "percent":
-                bar = (100 * value, 100 * ends[0], 100 * ends[1])
-            cells.append(Cell(_quantity(value, unit), _interval(ends, unit), bar))
-        if any(figure(stage)[0] is not None for stage in stages) and (deciding or label != "Reward, greedy"):
-            rows.append((label, cells))
+        found = [figure(stage) for stage in stages]
+        if any(value is not None for value, _ in found) and (rewarded or label != "Reward, greedy"):
+            rows.append((label, [_cell(*measured, unit) for measured in found]))
     for name in scores:
         found = [(stage["scores"].get(name), stage["scores_ci95"].get(name)) for stage in stages]
-        rows.append((_label(name), [Cell(_quantity(x, "number"), _interval(ends, "number")) for x, ends in found]))
-    parts = list(dict.fromkeys(name for stage in stages for name in stage["rewards"]))
-    for name in () if len(deciding) == 1 else parts:  # one alone is the reward itself
-        means = [stage["rewards"].get(name) for stage in stages]
-        rows.append((f"{name}, sampled", [Cell(_quantity(mean, "number")) for mean in means]))
+        rows.append((_label(name), [_cell(*measured, "number") for measured in found]))
+    for name in () if rewarded and len(parts) == 1 else parts:  # one alone is the reward itself
+        rows.append((f"{name}, sampled", [_cell(stage["rewards"].get(name), None, "number") for stage in stages]))
     rows.append(("Problems (n)", [Cell(str(stage["n"])) for stage in stages]))
     if any("guard_n" in stage for stage in stages):
         rows.append(("Problems (n), guard", [Cell(str(stage.get("guard_n", 0))) for stage in stages]))
@@ -364,11 +328,10 @@ def _stage_rows(stages: Sequence[Stage], scores: Iterable[str], deciding: Sequen
 def _difference_rows(pairs: Sequence[Comparison], scores: Iterable[str]) -> list[Row]:
     """The table of paired differences: one cell per comparison."""
     found = [(label, [difference(pair) for pair in pairs], unit) for label, difference, unit in DIFFERENCE_ROWS]
-    found += [
-        (_label(name), [pair["scores"].get(name, NOT_COMPARED) for pair in pairs], "difference") for name in scores
-    ]
+    for name in scores:
+        found.append((_label(name), [pair["scores"].get(name, NOT_COMPARED) for pair in pairs], "difference"))
     rows = [
-        (label, [Cell(_quantity(x["delta"], unit), _interval(x["ci95"], unit)) for x in differences])
+        (label, [_cell(x["delta"], x["ci95"], unit) for x in differences])
         for label, differences, unit in found
         if any(x["delta"] is not None for x in differences)
     ]
@@ -411,14 +374,12 @@ def _training(results: Results) -> dict[str, str]:
     return {name: fact for name, fact in facts.items() if fact}
 
 
-def _quantity(value: float | None, unit: str) -> str:
+def _cell(value: float | None, ci95: Interval | None, unit: str) -> Cell:
     factor, number, suffix = UNITS[unit]
-    return "not measured" if value is None else f"{factor * value:{number}}{suffix}"
-
-
-def _interval(ci95: Interval | None, unit: str) -> str:
-    factor, number, _ = UNITS[unit]
-    return " to ".join(f"{factor * end:{number}}" for end in ci95) if ci95 else ""
+    text = "not measured" if value is None else f"{factor * value:{number}}{suffix}"
+    interval = " to ".join(f"{factor * end:{number}}" for end in ci95) if ci95 else ""
+    bar = (100 * value, 100 * ci95[0], 100 * ci95[1]) if value is not None and ci95 and unit == "percent" else None
+    return Cell(text, interval, bar)
 
 
 def _duration(seconds: float) -> str:
@@ -427,13 +388,6 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def _clip(text: str) -> str:
-    if len(text) <= SHOWN_CHARACTERS:
-        return text
-    hidden = len(text) - SHOWN_CHARACTERS
-    return f"{text[:SHOWN_CHARACTERS]}\n[{hidden:,} more characters in completions.jsonl]"
 
 
 def _charts(results: Results, metrics: Sequence[MetricsLine]) -> list[tuple[str, str]]:
@@ -465,5 +419,4 @@ def page_template(name: str) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["clip"] = _clip
     return environment.get_template(name)

@@ -36,7 +36,6 @@ class Sampler(Protocol):
     """An engine that completes conversations. Temperature 0 is greedy; top-p and top-k are off, because GRPO
     optimises the whole distribution and a narrowed one would measure another policy than the one trained."""
 
-    name: str
     batch_size: int
 
     def sample(self, prompts: list[Messages], *, temperature: float, max_tokens: int, seed: int) -> list[Completion]:
@@ -46,8 +45,6 @@ class Sampler(Protocol):
 
 class ModelSampler:
     """Completes through the model itself (`generate`): slower than vLLM, there wherever it trains."""
-
-    name = "model"
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
@@ -96,8 +93,6 @@ class VllmSampler:
     with, or None where the weights were merged into the engine.
     """
 
-    name = "vllm"
-
     def __init__(self, llm: Any, tokenizer: Any, prepare: Callable[[], Any], batch_size: int = 64) -> None:
         self.llm, self.tokenizer, self.prepare, self.batch_size = llm, tokenizer, prepare, batch_size
 
@@ -122,10 +117,7 @@ class VllmSampler:
 
 
 def score(
-    completions: Sequence[str],
-    columns: dict[str, list[Any]],
-    rewards: Sequence[Reward],
-    weights: Sequence[float],
+    completions: Sequence[str], columns: dict[str, list[Any]], rewards: Sequence[Reward], weights: Sequence[float]
 ) -> list[Grade]:
     """Grade texts with the objects that training uses.
 

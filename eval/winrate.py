@@ -6,10 +6,11 @@ length of both sides, and once more as it would be at equal length.
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
-from eval.metrics import bootstrap_mean
-from eval.results import Interval, WinRate
+from eval.metrics import bootstrap_mean, interval_text, rounded
+from eval.results import WinRate
 from rewards.contract import Prefer
 
 MIN_PAIRS = 20  # below, two coefficients are little but ridge
@@ -30,8 +31,9 @@ def win_rate(
     """Let `prefer` compare the responses of the tuned model, `after`, with those of the base, `before`.
 
     Each pair is judged twice, either response standing first once, and the two probabilities are averaged: above 0.5
-    the tuned response wins, below it loses. The same text twice is a tie that nobody is asked about. Returns numbers
-    ready for JSON, or None where the judge failed on every pair:
+    the tuned response wins, below it loses. The same text twice is a tie that nobody is asked about. `tokens` are the
+    lengths of `before` and of `after`; without them, words are counted. Returns numbers ready for JSON, or None where
+    the judge failed on every pair:
 
     - "n"; "wins", "ties", "losses" of the tuned responses; "rate", in which a tie counts half, with "ci95", a
       bootstrap over pairs (None for one pair); "unjudged", the pairs that the judge failed on, which are not in "n"
@@ -40,15 +42,8 @@ def win_rate(
       second; None where no pair was judged
     - "before_mean_length", "after_mean_length" and their "length_unit", words or tokens
 
-    Args:
-        prompts: what `prefer` reads, one for each pair.
-        before: responses of the base model.
-        after: responses of the tuned model.
-        prefer: the judge, not what trained the model; called twice with every pair that differs.
-        tokens: lengths of `before` and of `after`; without them, words are counted.
-
-    Raises:
-        ValueError: no pairs, sides of different sizes, or a judge whose answers are no probabilities of all pairs.
+    Raises ValueError for no pairs, sides of different sizes, and a judge whose answers are no probabilities of all
+    pairs.
     """
     lengths = tokens or tuple([len(text.split()) for text in side] for side in (before, after))
     sizes = [len(prompts), len(before), len(after), *map(len, lengths)]
@@ -80,13 +75,13 @@ def win_rate(
         "wins": counts[1.0],
         "ties": counts[0.5],
         "losses": counts[0.0],
-        "rate": round(_mean(points), 4),
-        "ci95": _rounded(bootstrap_mean(points)),
+        "rate": round(fmean(points), 4),
+        "ci95": rounded(bootstrap_mean(points)),
         "length_controlled_rate": round(controlled[0], 4) if controlled else None,
-        "length_controlled_ci95": _rounded(controlled[1:] if controlled else None),
+        "length_controlled_ci95": rounded(controlled[1:] if controlled else None),
         "order_disagreement": round(turned / judged, 4) if judged else None,
-        "before_mean_length": round(_mean(old), 1),
-        "after_mean_length": round(_mean(new), 1),
+        "before_mean_length": round(fmean(old), 1),
+        "after_mean_length": round(fmean(new), 1),
         "length_unit": "tokens" if tokens else "words",
     }
 
@@ -100,12 +95,9 @@ def at_equal_length(points: Sequence[float], differences: Sequence[float]) -> tu
     separates wins from losses. The interval is Wald's, on the logit: of 2,000 simulated comparisons of each of 54
     kinds, with 20 to 200 pairs, it held the true rate in 94 to 99 %.
 
-    None for fewer than `MIN_PAIRS` pairs, and where one side is the longer one throughout: that says nothing about
-    equal lengths.
-
-    Args:
-        points: 1.0 for a win, 0.5 for a tie, 0.0 for a loss.
-        differences: length of the tuned response less that of the base, in any unit.
+    `points` are 1.0 for a win, 0.5 for a tie, 0.0 for a loss; `differences` the length of the tuned response less that
+    of the base, in any unit. None for fewer than `MIN_PAIRS` pairs, and where one side is the longer one throughout:
+    that says nothing about equal lengths.
     """
     import numpy as np
     from scipy.optimize import minimize
@@ -135,12 +127,13 @@ def describe(found: WinRate) -> str:
     unit = found["length_unit"]
     controlled, disagreement = found["length_controlled_rate"], found["order_disagreement"]
     details = [
-        _interval(found["ci95"]),
+        interval_text(found["ci95"], ".1f", 100),
         f"{found['wins']} wins, {found['ties']} ties, {found['losses']} losses",
         f"{found['after_mean_length']:.1f} {unit} on average against the base's {found['before_mean_length']:.1f}",
     ]
     if controlled is not None:
-        details.append(f"{100 * controlled:.1f} % at equal length, {_interval(found['length_controlled_ci95'])}")
+        ends = interval_text(found["length_controlled_ci95"], ".1f", 100)
+        details.append(f"{100 * controlled:.1f} % at equal length, {ends}")
     if found["unjudged"]:
         details.append(f"{found['unjudged']} pairs without a verdict left out")
     if disagreement is not None:
@@ -156,15 +149,3 @@ def _ask(prefer: Prefer, prompts: Sequence[Any], first: Sequence[str], second: S
         if answer is not None and not 0 <= answer <= 1:
             raise ValueError(f"the judge's answer on pair {number} is {answer}, expected a probability from 0 to 1")
     return answers
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _rounded(interval: Sequence[float] | None) -> Interval | None:
-    return [round(end, 4) for end in interval] if interval else None
-
-
-def _interval(ci95: Interval | None) -> str:
-    return f"95 % CI {100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}" if ci95 else ""

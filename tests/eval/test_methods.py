@@ -25,7 +25,7 @@ def test_a_record_holds_together(phase: str) -> None:
         assert column.legend and "\n" not in column.legend
         assert f"{0.5:{column.number}}"
     drawn = {key for curve in method.curves for key in curve.keys}
-    assert {method.length, method.cut_off, method.flat, method.margin} - {None} <= drawn
+    assert {method.cut_off, method.flat, method.margin} - {None} <= drawn
     assert all(key.count("*") <= 1 and (len(curve.keys) == 1 or "*" not in key) for curve in method.curves
                for key in curve.keys)  # fmt: skip
     assert method.margin or not method.zero_margin_at_first
