@@ -74,17 +74,10 @@ def assessment(
 
     Stage "before" is the model without its adapter. `extra` takes the place of the loss alone.
     """
+    sampler = ModelSampler(model, tokenizer)
+    measure = extra or partial(completion_nll, model, tokenizer, max_length=args.max_length)
     assess = partial(
-        evaluate,
-        ModelSampler(model, tokenizer),
-        test,
-        [*rewards],
-        [*rewards.values()],
-        samples=0,
-        temperature=0.0,
-        max_tokens=max_tokens,
-        seed=args.seed,
-        extra=extra or partial(completion_nll, model, tokenizer, max_length=args.max_length),
+        evaluate, sampler, test, [*rewards], [*rewards.values()], max_tokens=max_tokens, seed=args.seed, extra=measure
     )
 
     def assess_stage(stage: str) -> Records:

@@ -506,10 +506,8 @@ def add_references(
     """
     if source == "dataset":
         return dataset.add_column("reference", dataset["answer"][:])
-    written = evaluate(
-        sampler, dataset, [], [], stage=f"greedy references, {name}", samples=0, temperature=0.0,
-        max_tokens=max_tokens, seed=0,
-    )  # fmt: skip
+    stage = f"greedy references, {name}"
+    written = evaluate(sampler, dataset, [], [], stage=stage, max_tokens=max_tokens, seed=0)
     return dataset.add_column("reference", [record["completion"] for record in written])
 
 

@@ -82,18 +82,8 @@ def assessment(
             per_token=per_token,
         )
 
-    return partial(
-        evaluate,
-        Rollouts("model", model, tokenizer, args.max_length).sampler,
-        test,
-        [],
-        [],
-        samples=0,
-        temperature=0.0,
-        max_tokens=args.max_completion_length,
-        seed=args.seed,
-        extra=ranks,
-    )
+    sampler = Rollouts("model", model, tokenizer, args.max_length).sampler
+    return partial(evaluate, sampler, test, [], [], max_tokens=args.max_completion_length, seed=args.seed, extra=ranks)
 
 
 def check_and_watch(args: PreferenceArgs, trainer: Any, held_out: "Dataset | None", *, remedy: str) -> Any:
