@@ -63,7 +63,7 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
 
 
 def smoke_args(args: Any, smoke: dict[str, Any]) -> Any:
-    """`args` with our own rows, eight of them held out, rollouts of the model itself, nothing sent anywhere, and `smoke`
+    """`args` with our own rows, eight held out, rollouts of the model itself, nothing sent anywhere, and `smoke`
     over it all."""
     given = {"source": "sample", "rollouts": "model", "report_to": "none", "push_to_hub": None}
     small = given | {name: 8 for name in vars(args) if name.startswith("eval_")}
