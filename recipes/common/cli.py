@@ -38,8 +38,8 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
         sys.exit(_say(sentence, 2))
     args = tyro.cli(type(defaults), default=defaults, description=sys.modules[main.__module__].__doc__)
     if not has_gpu():
-        took = re.search(r"\b\d+ min\b", sys.modules[main.__module__].__doc__ or "")
-        usual = f" With its default settings this recipe took {took[0]} when measured (see --help)." if took else ""
+        took = re.findall(r"\b\d+ min\b", sys.modules[main.__module__].__doc__ or "")
+        usual = f" With its default settings this recipe took {took[-1]} when measured (see --help)." if took else ""
         print(f"No GPU found: training {args.model} on the CPU.{usual}")
     quiet_libraries()
     try:
