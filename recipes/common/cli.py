@@ -39,8 +39,8 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
     args = tyro.cli(type(defaults), default=defaults, description=sys.modules[main.__module__].__doc__)
     if not has_gpu():
         took = re.findall(r"\b\d+ min\b", sys.modules[main.__module__].__doc__ or "")
-        usual = f" With its default settings this recipe took {took[-1]} when measured (see --help)." if took else ""
-        print(f"No GPU found: training {args.model} on the CPU.{usual}")
+        like = f" The run that --help tells of took {took[-1]}." if took else ""
+        print(f"No GPU found: training {args.model} on the CPU.{like}")
     quiet_libraries()
     try:
         resolve(args.model)  # a name that nobody knows is told before any row is read

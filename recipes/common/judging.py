@@ -118,7 +118,7 @@ def rewarder(args: Any) -> Callable[[Any], Reward]:
     if not done:
         raise ValueError(
             f"--reward trained found no reward model of {args.model} in {runs}: first run `python "
-            f"recipes/ultrafeedback_reward.py --model {args.model} --output-dir {args.output_dir}`, or give a folder or "
-            "pairrm as --reward"
+            f"recipes/ultrafeedback_reward.py --model {args.model} --output-dir {args.output_dir}`, or give a "
+            "folder or pairrm as --reward"
         )
     return comparers.reward_by_name(str(max(done, key=lambda folder: folder.name) / "adapter"))

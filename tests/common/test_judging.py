@@ -137,5 +137,5 @@ def test_without_a_reward_model_the_step_before_is_named(tmp_path: Path) -> None
     assert explain(refused.value) == str(refused.value)
     assert str(refused.value) == (
         f"--reward trained found no reward model of smollm2-135m in {runs}: first run `python recipes/"
-        "ultrafeedback_reward.py --model smollm2-135m`, or give a folder or pairrm as --reward"
+        f"ultrafeedback_reward.py --model smollm2-135m --output-dir {tmp_path}`, or give a folder or pairrm as --reward"
     )
