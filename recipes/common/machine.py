@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,6 +68,8 @@ def describe() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide a result; absent ones are left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

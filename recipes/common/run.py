@@ -25,7 +25,6 @@ from typing import Any
 
 from eval.files import read_json, write_json_atomic, write_text_atomic
 from eval.metrics import compare, headline, short_name, side_scores, summarise, verdict
-from eval.report import write_model_card, write_report
 from eval.results import Records, Results, Stage, Steps, WinRate, read_lines, read_results
 from eval.winrate import describe, win_rate
 from recipes.common import machine
@@ -211,6 +210,8 @@ class Run:
             prefer: compares what the model wrote to `prompts` at the last stage with what it did at the first.
             prompts: of the held-out problems, in their order.
         """
+        from eval.report import write_model_card, write_report
+
         if self.cut_short:
             return None
         if prefer:

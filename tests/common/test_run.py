@@ -553,7 +553,7 @@ def test_results_are_written_last(document: str, tmp_path: Path, monkeypatch: py
     def fails(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"recipes.common.run.write_{document}", fails)
+    monkeypatch.setattr(f"eval.report.write_{document}", fails)
     run = open_run(tmp_path)
     with pytest.raises(OSError):
         finished(run)
