@@ -27,11 +27,8 @@ def svg(draw: Callable[[Any], None], *, size: tuple[float, float], label: str) -
         "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own font
         "svg.hashsalt": label,  # the same run gives the same bytes, and no two charts share an id
         "text.color": COLOURS["ink"],
-        "axes.labelcolor": COLOURS["muted"],
-        "xtick.color": COLOURS["muted"],
-        "ytick.color": COLOURS["muted"],
-        "axes.edgecolor": COLOURS["line"],
-        "grid.color": COLOURS["line"],
+        **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), COLOURS["muted"]),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), COLOURS["line"]),
         "grid.linewidth": 0.6,
         "font.size": 8.5,
     }

@@ -15,8 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, which afterwards holds all of it or what it held before.
 
-    Raises OSError (full disk, missing or unwritable folder), and then removes the temporary file beside
-    `path`.
+    Raises OSError (full disk, missing or unwritable folder), and leaves no temporary file then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # no rename across file systems
     try:
@@ -35,8 +34,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, obj: Any) -> None:
     """Write `obj` as indented JSON to `path`, atomically.
 
-    Raises ValueError for NaN or infinity, which JSON cannot express, TypeError for other such
-    objects, and OSError.
+    Raises ValueError for NaN or infinity, which JSON cannot express, TypeError for other such objects, and OSError.
     """
     write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -6,11 +6,11 @@ Chat templates are applied as in training, so that the loss measured is the loss
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rewards.contract import Messages
+
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-
-Messages = list[dict[str, str]]
 
 
 def completion_nll(
@@ -37,7 +37,7 @@ def completion_nll(
 
 
 def option_logprobs(
-    model: Any, tokenizer: Any, prompts: Sequence[Messages], options: Sequence[Sequence[str]], *, batch_size: int = 8
+    model: Any, tokenizer: Any, prompts: Sequence[Messages], options: Sequence[Sequence[str]]
 ) -> list[list[float]]:
     """Log-probability, in nats, of each option as the first token of the answer to each prompt.
 
@@ -48,7 +48,7 @@ def option_logprobs(
     if longer := [option for option, ids in tokens.items() if len(ids) != 1]:
         raise ValueError(f"{longer[0]!r} is {len(tokens[longer[0]])} tokens of {tokenizer.name_or_path}, expected one")
     found: list[list[float]] = [[]] * len(encoded)
-    for batch in batches(encoded, batch_size):
+    for batch in batches(encoded, 8):
         for index, logits in zip(batch, forward(model, tokenizer, [encoded[i] for i in batch]), strict=True):
             logprobs = logits[len(encoded[index]) - 1].float().log_softmax(-1)
             found[index] = [logprobs[tokens[option][0]].item() for option in options[index]]
@@ -58,8 +58,8 @@ def option_logprobs(
 def encode(tokenizer: Any, dataset: "Dataset", max_length: int | None) -> list[tuple[list[int], int]]:
     """Token ids of every `prompt` with its `completion`, cut at `max_length`, and the prompt's length before the cut.
 
-    Raises ValueError where the template writes a completion that does not begin with the prompt, so that no token can
-    be said to be the completion's.
+    Raises ValueError where the template writes a completion that does not begin with the prompt: none of its tokens
+    can then be said to be the completion's.
     """
     rows = []
     for prompt, completion in zip(dataset["prompt"], dataset["completion"], strict=True):

@@ -13,6 +13,7 @@ answer.
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import NormalDist
 
 from eval.results import Change, Comparison, Headline, Interval, Measure, Paired, Record, Stage
@@ -110,13 +111,12 @@ def summarise(records: Sequence[Record], *, correct: str | None, format: str | N
     solved, formatted, losses = rates["accuracy"].values(), rates["format_rate"].values(), problem_losses(records)
     measure = _measure(records, correct)
     decided = (losses if measure == "loss" else rates[measure]).keys()
-    judged = len(decided)
-    if not judged and measure == "sampled_reward":
+    if not decided and measure == "sampled_reward":
         raise ValueError(
             f"stage {name!r}: none of its {len(sampled)} sampled completions has a reward (and no record has an nll): "
             "sample every problem at least once, and check what the reward function needs"
         )
-    if not judged:
+    if not decided:
         raise ValueError(
             f"stage {name!r}: none of its {len(greedy)} greedy completions could be graded "
             f"(every {correct or 'nll'} is None): check the gold answers"
@@ -132,7 +132,7 @@ def summarise(records: Sequence[Record], *, correct: str | None, format: str | N
     writes = any(record["tokens"] or record["completion"] for record in records)
     stage: Stage = {
         "name": name,
-        "n": judged,
+        "n": len(decided),
         "ungraded": len({record["index"] for record in records} - decided - guarded.keys()),
         "accuracy": _mean(solved),
         "ci95": _share_interval(solved),
@@ -273,10 +273,9 @@ def measure_change(comparison: Comparison) -> int:
 def verdict(comparison: Comparison, *, trained: bool = True) -> str:
     """Say in one sentence, without a full stop, what `compare` found and no more than the numbers carry.
 
-    Accuracy decides, or the loss or the sampled reward where no answer is right or wrong, and a guard beside it (see
-    `change`). What training optimises moves first: where the interval of the held-out loss or of a sampled measure is
-    clear of zero and it tells another story, it is added. Fewer than six problems decide nothing. Where nothing was
-    `trained` between the stages, nothing learned.
+    What decides is told (see `change`). What training optimises moves first: where the interval of the held-out loss or
+    of a sampled measure is clear of zero and it tells another story, it is added. Fewer than six problems decide
+    nothing. Where nothing was `trained` between the stages, nothing learned.
     """
     measure, n, guard = comparison["measure"], comparison["n"], comparison.get("guard")
     if measure == "accuracy":
@@ -378,22 +377,18 @@ def problem_rates(
                 values.setdefault(record["index"], []).append(value)
         return {index: sum(found) / len(found) for index, found in values.items()}
 
-    def full_marks(name: str | None) -> Callable[[Record], float | None]:
+    def full_marks(name: str | None, record: Record) -> float | None:
         points = {1.0: 1.0, 0.5: 0.5} if name == PREFERENCE else {1.0: 1.0}
-
-        def measure(record: Record) -> float | None:
-            score = _score(record, name) if name else None
-            return None if score is None else points.get(score, 0.0)
-
-        return measure
+        score = _score(record, name) if name else None
+        return None if score is None else points.get(score, 0.0)
 
     return {
-        "accuracy": per_problem("greedy", full_marks(correct)),
-        "sampled_accuracy": per_problem("sampled", full_marks(correct)),
+        "accuracy": per_problem("greedy", partial(full_marks, correct)),
+        "sampled_accuracy": per_problem("sampled", partial(full_marks, correct)),
         "sampled_reward": per_problem("sampled", lambda record: _finite(record, "reward", record["reward"])),
-        "format_rate": per_problem("greedy", full_marks(format)),
-        "sampled_format_rate": per_problem("sampled", full_marks(format)),
-        "guard_rate": per_problem("greedy", full_marks(guard)),
+        "format_rate": per_problem("greedy", partial(full_marks, format)),
+        "sampled_format_rate": per_problem("sampled", partial(full_marks, format)),
+        "guard_rate": per_problem("greedy", partial(full_marks, guard)),
     }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SCORES = (PREFERENCE, "reward_margin", "chosen_logp", "rejected_logp")
+BATCH = 4  # rows read at once
 POSITIONS = 64  # in float32 at once: over 128,000 words of vocabulary, 33 MB for each of a few copies
 
 
@@ -32,16 +33,14 @@ class PairLogps:
     rejected_tokens: int
 
 
-def pair_logps(
-    model: Any, tokenizer: Any, dataset: "Dataset", *, max_length: int | None = None, batch_size: int = 4
-) -> list[PairLogps]:
+def pair_logps(model: Any, tokenizer: Any, dataset: "Dataset", *, max_length: int | None = None) -> list[PairLogps]:
     """Log-probability of every `chosen` and every `rejected` after its `prompt`, the end of the turn included.
 
     Prompt and response together are cut at `max_length` tokens, as in training: 0 tokens where the prompt fills it.
     Raises ValueError as `eval.likelihood.encode`.
     """
     chosen, rejected = (
-        completion_nll(model, tokenizer, _answers(dataset, side), max_length=max_length, batch_size=batch_size)
+        completion_nll(model, tokenizer, _answers(dataset, side), max_length=max_length, batch_size=BATCH)
         for side in ("chosen", "rejected")
     )
     return [
@@ -51,11 +50,7 @@ def pair_logps(
 
 
 def preference_scores(
-    logps: Sequence[PairLogps],
-    *,
-    beta: float,
-    reference: Sequence[Record] | None = None,
-    per_token: bool = False,
+    logps: Sequence[PairLogps], *, beta: float, reference: Sequence[Record] | None = None, per_token: bool = False
 ) -> list[dict[str, float | None]]:
     """The scores of every pair, by name, for `eval.sampling.evaluate(..., extra=...)`:
 
@@ -65,15 +60,11 @@ def preference_scores(
 
     All are None for a pair of which a response has no token left: neither right nor wrong.
 
-    Args:
-        logps: the pairs, as this stage's policy sees them.
-        beta: of the method, which scales rewards and no ranking.
-        reference: records of the stage in which the policy was the reference, one greedy record a pair with these
-            scores. None in that stage itself: every reward is 0 and every pair a tie.
-        per_token: the method has no reference, and `reference` is not read.
-
-    Raises:
-        ValueError: `reference` holds other pairs than `logps`, or was measured otherwise.
+    `logps` are the pairs as this stage's policy sees them, and `beta` is the method's, which scales rewards and no
+    ranking. `reference` has the records of the stage in which the policy was the reference, one greedy record a pair
+    with these scores; None in that stage itself, where every reward is 0 and every pair a tie. With `per_token` the
+    method has no reference, and `reference` is not read. Raises ValueError where it holds other pairs than `logps`, or
+    was measured otherwise.
 
     >>> before, after = PairLogps(-8.0, -7.0, 4, 5), PairLogps(-7.0, -9.0, 4, 5)
     >>> preference_scores([before], beta=0.1)[0]["preference_accuracy"]
@@ -119,11 +110,9 @@ def measure_pairs(
 ) -> list[dict[str, float | None]]:
     """`preference_scores` of the held-out pairs, and "kl_per_token", how far the policy has moved (`token_kl`).
 
-    Args:
-        before: records of the stage before training; None in that stage itself, where the policy is the reference. Not
-            so with `per_token`: training may start away from the model that the KL is then taken to.
-
-    The rest is as for the functions named, which also say what is raised.
+    `before` has the records of the stage before training; None in that stage itself, where the policy is the reference.
+    Not so with `per_token`: training may start away from the model that the KL is then taken to. The rest is as for the
+    functions named, which also say what is raised.
     """
     logps = pair_logps(model, tokenizer, dataset, max_length=max_length)
     scores = preference_scores(logps, beta=beta, reference=before, per_token=per_token)
@@ -136,11 +125,7 @@ def measure_pairs(
 def reward_records(dataset: "Dataset", chosen: Sequence[float], rejected: Sequence[float], *, stage: str) -> Records:
     """The records of a stage of a reward model, which scores held-out pairs and writes nothing.
 
-    Args:
-        dataset: the pairs, with the columns `question` and `answer`.
-        chosen: the rewards of their chosen responses.
-        rejected: of their rejected ones.
-        stage: its name.
+    `chosen` and `rejected` are the rewards of both responses to the `question` of each row, which also has `answer`.
     """
     return [
         {
@@ -172,24 +157,19 @@ def token_kl(
     reference: Callable[[], AbstractContextManager[Any]],
     *,
     max_length: int | None = None,
-    batch_size: int = 4,
 ) -> list[float | None]:
     """KL(policy || reference) of the next token, in nats, averaged over the tokens of every `chosen` response.
 
     Exact: over the whole vocabulary at each position, the response read and not sampled. Never negative, and 0.0
     where the two agree to the bit, as with an untrained LoRA. None where `max_length` leaves no token of the response.
-
-    Args:
-        reference: opens a context in which `model` is the reference: `recipes.common.adapters.base` of it switches
-            the adapter off.
-
-    Raises ValueError as `eval.likelihood.encode`.
+    `reference` opens a context in which `model` is the reference, by `recipes.common.adapters.base` its adapter
+    switched off. Raises ValueError as `eval.likelihood.encode`.
     """
     from torch.nn.functional import kl_div
 
     rows = encode(tokenizer, _answers(dataset, "chosen"), max_length)
     found: list[float | None] = [None] * len(rows)
-    for batch in batches([ids for ids, _ in rows], batch_size):
+    for batch in batches([ids for ids, _ in rows], BATCH):
         padded = [rows[index][0] for index in batch]
         policy = forward(model, tokenizer, padded)
         with reference():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from eval.charts import curves
 from eval.files import write_text_atomic
-from eval.methods import ADAPTERS, Method, method_of, spelled_out
+from eval.methods import ADAPTERS, method_of, spelled_out
 from eval.metrics import PREFERENCE, format_p, measure_change, short_name, side_scores, verdict
 from eval.results import Change, Comparison, Interval, MetricsLine, Paired, Record, Results, Stage
 from eval.winrate import describe
@@ -70,6 +70,7 @@ UNITS = {
     "tokens": (1, ".0f", ""),
 }
 
+STOPPED = "stopped after step {made} of {planned}, and these numbers are of that model"  # by `--max-hours`
 NOTHING_TO_COMPARE = "fewer than two stages were measured, so there is nothing to compare"
 NEAR_ZERO = 0.1  # at this margin the odds of a pair are still 52.5 to 47.5 (Bradley-Terry)
 
@@ -114,6 +115,7 @@ def write_report(path: Path, results: Results, metrics: Sequence[MetricsLine], c
 
 def write_model_card(path: Path, results: Results) -> None:
     """Write the card of a trained model (Markdown with the hub's YAML front matter) to `path`, atomically."""
+    dataset, _, method = results["recipe"].rpartition("_")
     base_model, kind = results["base_model"], results["args"].get("adapter", "lora")
     adapter = ADAPTERS.get(kind, ADAPTERS["full"])
     card = page_template("model_card.md.j2").render(
@@ -121,8 +123,8 @@ def write_model_card(path: Path, results: Results) -> None:
         adapter=adapter,
         in_4bit=results["args"].get("load_in_4bit", kind == "qlora"),
         kind=kind if adapter.title else "full-fine-tuning",
-        dataset=results["recipe"].rpartition("_")[0],
-        method=_method(results),
+        dataset=dataset,
+        method=method_of(method),
         # The hub refuses a card whose base model is not an id, and a local folder is nobody else's business.
         base_model=base_model if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model) else None,
         licence=(results["licence"] or "").lower().replace(" ", "-"),
@@ -193,20 +195,9 @@ def _credit(results: Results, pair: Comparison) -> str:
     warm_start = method_of("warm start").title
     if pair["to"] == "warm start":
         return warm_start
-    method = _method(results).title
+    method = method_of(results["recipe"].rpartition("_")[2]).title
     warmed = any(stage["name"] == "warm start" for stage in results["stages"])
     return f"{warm_start} and {method}" if warmed and pair["from"] != "warm start" else method
-
-
-def _method(results: Results) -> Method:
-    return method_of(results["recipe"].rpartition("_")[2])
-
-
-def _unfinished(results: Results) -> str:
-    """How far a run came that stopped before its last step (`--max-hours`); empty for a whole one."""
-    if results["complete"] or not results["steps"]:
-        return ""
-    return "stopped after step {made} of {planned}, and these numbers are of that model".format(**results["steps"])
 
 
 def _by_phase(results: Results, metrics: Iterable[MetricsLine]) -> dict[str, list[MetricsLine]]:
@@ -287,7 +278,7 @@ def _shared(results: Results) -> dict[str, Any]:
     return {
         "results": results,
         "verdict": verdict(whole, trained=_trained(results)) if whole else NOTHING_TO_COMPARE,
-        "unfinished": _unfinished(results),
+        "unfinished": STOPPED.format(**results["steps"]) if results["steps"] and not results["complete"] else "",
         "win_rate": describe(results["win_rate"]) if results["win_rate"] else "",
         "training": _training(results),
         "stage_columns": [(stage["name"], "") for stage in stages],

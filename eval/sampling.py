@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.results import Grade, Records
@@ -199,13 +200,9 @@ def evaluate(
 
 
 def _batches(jobs: list[tuple], size: int) -> Iterator[list[tuple]]:
-    start = 0
-    while start < len(jobs):
-        end = start
-        while end < len(jobs) and end - start < size and jobs[end][2] == jobs[start][2]:
-            end += 1
-        yield jobs[start:end]
-        start = end
+    for _, group in groupby(jobs, key=lambda job: job[2]):
+        alike = list(group)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 def _progress(stage: str, done: int, total: int, speed: float) -> None:

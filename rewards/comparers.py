@@ -51,9 +51,7 @@ def judged(connect: Callable[[], Judge]) -> Prefer:
     Both orders of a pair are asked for at once, and the verdict of the order given is returned, so that `win_rate`,
     which wants either, sees where the judge likes a position. A pair that has no verdict in one of them has none in
     both: half a verdict would be a win or a loss by position. How many these are is printed, with what was asked.
-
-    Args:
-        connect: makes the judge at the first call, so that none is in memory while a model trains.
+    `connect` makes the judge at the first call, so that none is in memory while a model trains.
     """
     connect_once = cache(connect)
     verdicts: dict[Case, float | None] = {}  # what failed in the one order is not asked again for the other

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rewards.contract import Failure, Reward
 from rewards.judge import Ask, Case, Judge, Rubric, fence, judged_reward
@@ -158,17 +158,13 @@ def _strict(schema: "type[BaseModel]", items: int) -> "type[BaseModel]":
 
     from pydantic import Field, create_model
 
-    strict: dict[str, Any] = {}
-    for name, field in schema.model_fields.items():
-        kind = cast(Any, field.annotation)
-        if name == "score":
-            strict[name] = (float, Field(ge=0, le=10))
-        elif name == "reason":
-            strict[name] = (str, "")
-        elif name == "answers":
-            strict[name] = (list[Literal["yes", "no"]], Field(min_length=1, max_length=1))
-        elif name == "verdicts":
-            strict[name] = (kind, Field(min_length=items, max_length=items))
-        elif name in EXTRACTED:
-            strict[name] = (list[Annotated[str, Field(min_length=1)]], Field(min_length=1))
-    return create_model(schema.__name__, __base__=schema, **strict)
+    fields = schema.model_fields
+    limits: dict[str, Any] = {
+        "score": (float, Field(ge=0, le=10)),
+        "reason": (str, ""),
+        "answers": (list[Literal["yes", "no"]], Field(min_length=1, max_length=1)),
+        **dict.fromkeys(EXTRACTED, (list[Annotated[str, Field(min_length=1)]], Field(min_length=1))),
+    }
+    if "verdicts" in fields:
+        limits["verdicts"] = (fields["verdicts"].annotation, Field(min_length=items, max_length=items))
+    return create_model(schema.__name__, __base__=schema, **{name: limits[name] for name in fields if name in limits})

@@ -102,8 +102,7 @@ class Judge:
         concurrency: answers judged at a time.
         remedy: what the sentence that stops a run tells its reader to do.
 
-    Raises:
-        ValueError: the cache cannot be opened, or a number is out of range.
+    Raises ValueError where the cache cannot be opened, or a number is out of range.
     """
 
     max_failures = 0.5
@@ -137,10 +136,8 @@ class Judge:
     def scores(self, rubric: Rubric, cases: Sequence[Case]) -> list[float | None]:
         """The score of every case in [0, 1]; None where the judge failed, was undecided or may not be asked any more.
 
-        Equal cases are judged once, and verdicts that the cache has are not asked for.
-
-        Raises:
-            ValueError: too many of the recent verdicts failed.
+        Equal cases are judged once, and verdicts that the cache has are not asked for. Raises ValueError where too many
+        of the recent verdicts failed.
         """
         keys = [self._key(rubric, case) for case in cases]
         verdicts: dict[str, float | None] = {}
@@ -309,25 +306,21 @@ def connect(
         timeout: seconds without a word from the server after which a request has failed.
         cache, settings: see `Judge`.
 
-    Raises:
-        ValueError: another name, no server there, no such model, an unusable cache, a number out of range.
+    Raises ValueError for another name, no server there, no such model, an unusable cache, a number out of range.
     """
     if timeout <= 0:
         raise ValueError(f"the judge's time-out is {timeout} s: pass more than 0")
     if name == "none":
         return None
-    backend: Backend
     if name == "local":
         if model is None:
             raise ValueError("a local judge is a model in this process: name its folder or hub id")
-        backend = LocalModel(model)
-    elif re.match(r"https?://", name):
-        backend = Server(name, model, timeout=timeout)
-    else:
-        raise ValueError(
-            f"the judge is {name!r}: pass none, local, or the address of an OpenAI-compatible server (http://...)"
-        )
-    return Judge(backend, cache=cache, **settings)
+        return Judge(LocalModel(model), cache=cache, **settings)
+    if re.match(r"https?://", name):
+        return Judge(Server(name, model, timeout=timeout), cache=cache, **settings)
+    raise ValueError(
+        f"the judge is {name!r}: pass none, local, or the address of an OpenAI-compatible server (http://...)"
+    )
 
 
 def judged_reward(judge: Judge, rubric: Rubric) -> Reward:

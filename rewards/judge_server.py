@@ -16,13 +16,9 @@ MAX_REPLY_TOKENS = 1024
 class Server:
     """One model of one server, asked greedily. Replies are constrained to the schema where the server can do that.
 
-    Args:
-        address: "http://host:port", with or without "/v1".
-        model: its name on the server; None: the first that the server lists.
-        timeout: seconds without a word from the server after which a request has failed.
-
-    Raises:
-        ValueError: no server there, a key it refuses, no such model.
+    `address` is "http://host:port", with or without "/v1"; `model` its name on the server, or None for the first that
+    the server lists; `timeout` the seconds without a word from the server after which a request has failed. Raises
+    ValueError for no server there, a key it refuses, no such model.
     """
 
     def __init__(self, address: str, model: str | None, *, timeout: float) -> None:

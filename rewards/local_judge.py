@@ -47,11 +47,8 @@ class LocalModel:
     the three metrics of DeepEval gave one score each. Which requests share a batch can tip a greedy reply; what the
     cache of verdicts has stays.
 
-    Args:
-        model: a folder or hub id; weights in safetensors only.
-
-    Raises:
-        ValueError: it is not there, cannot be loaded, or has no chat template.
+    `model` is a folder or hub id, with its weights in safetensors. Raises ValueError where it is not there, cannot be
+    loaded, or has no chat template.
     """
 
     def __init__(self, model: str) -> None:

@@ -25,8 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import write_json_atomic
+<<<<<<< HEAD
 from eval.metrics import bootstrap_mean, short_name, wilson
 from eval.results import read_lines
+=======
+from eval.metrics import bootstrap_mean, interval_text, rounded, short_name, wilson
+>>>>>>> wip-shrinkB
 from rewards import deepeval, evidently
 from rewards.contract import Reward
 from rewards.judge import MAX_ANSWER_CHARACTERS, Ask, Case, Counts, Judge, Rubric, connect, fence
@@ -129,9 +133,16 @@ def agreement(scores: Sequence[float], right: Sequence[bool], threshold: float) 
     }
     return {
         "n": len(right),
+<<<<<<< HEAD
         "right": len(of[True]),
         "wrong": len(of[False]),
         **_share("accuracy", same, len(right)),
+=======
+        "right": sum(right),
+        "wrong": len(right) - sum(right),
+        "accuracy": round(same / len(right), 4) if right else None,
+        "ci95": rounded(wilson(same, len(right)) if right else None),
+>>>>>>> wip-shrinkB
         "kappa": round(float(cohen_kappa_score(right, said)), 4) if len({*right, *said}) == 2 else None,
         "auc": round(float(roc_auc_score(right, scores)), 4) if both else None,
         "right_mean": _mean(of[True]),
@@ -139,11 +150,18 @@ def agreement(scores: Sequence[float], right: Sequence[bool], threshold: float) 
     }
 
 
+<<<<<<< HEAD
 def change_with_length(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """The mean change from an answer's short score to its long one: "n", "delta", "ci95" (bootstrap over answers)."""
     changes = [long - short for short, long in pairs]
     interval = bootstrap_mean(changes)
     return {"n": len(changes), "delta": _mean(changes), "ci95": interval and [round(end, 4) for end in interval]}
+=======
+def change_with_length(short: Sequence[float], long: Sequence[float]) -> dict[str, Any]:
+    """The mean of `long` less `short`, scores of the same answers: "n", "delta", "ci95" (bootstrap over answers)."""
+    changes = [b - a for a, b in zip(short, long, strict=True)]
+    return {"n": len(changes), "delta": _mean(changes), "ci95": rounded(bootstrap_mean(changes))}
+>>>>>>> wip-shrinkB
 
 
 def correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:
@@ -196,7 +214,12 @@ def measure_position(judge: Judge, answers: Sequence[Answer]) -> dict[str, Any]:
     pairs = [(a, b) for a, b in zip(gold_first, answer_first, strict=True) if a is not None and b is not None]
     return {
         "n": len(pairs),
+<<<<<<< HEAD
         **_share("flipped", sum(a != b for a, b in pairs), len(pairs)),
+=======
+        "flipped": round(flipped / len(pairs), 4) if pairs else None,
+        "ci95": rounded(wilson(flipped, len(pairs)) if pairs else None),
+>>>>>>> wip-shrinkB
         "same_gold_first": _mean([a for a, _ in pairs]),
         "same_answer_first": _mean([b for _, b in pairs]),
         "failed": len(asked) - len(pairs),
@@ -246,7 +269,7 @@ def describe(name: str, found: Mapping[str, Any]) -> str:
     length, cost = found["length"], found["cost"]
     lines = [f"{short_name(name)}: no verdict on any of {found['failed']} answers"]
     if found["n"]:
-        details = [_interval(found["ci95"], ".1f", 100), f"n = {found['n']}"]
+        details = [interval_text(found["ci95"], ".1f", 100), f"n = {found['n']}"]
         details += [f"{key} {found[key]:.2f}" for key in ("kappa", "auc") if found[key] is not None]
         means = [f"{found[f'{side}_mean']:.2f} on {found[side]} {side}" for side in ("right", "wrong") if found[side]]
         lines = [
@@ -254,9 +277,9 @@ def describe(name: str, found: Mapping[str, Any]) -> str:
             f"  mean score {' and '.join(means)} answers; {found['failed']} without a verdict",
         ]
         moved = [
-            f"{side} answers {length[side]['delta']:+.3f} ({_interval(length[side]['ci95'], '+.3f') or 'one answer'})"
+            f"{side} answers {change['delta']:+.3f} ({interval_text(change['ci95'], '+.3f') or 'one answer'})"
             for side in ("right", "wrong")
-            if length[side]["n"]
+            if (change := length[side])["n"]
         ]
         lines.append(
             f"  length: in {length['added_characters']} more characters, {' and '.join(moved) or 'no verdict'}"
@@ -277,12 +300,13 @@ def describe_position(found: Mapping[str, Any]) -> str:
         return "position: no answer that differs from the gold one has verdicts in both orders"
     return (
         f"position: the order of two answers turned {100 * found['flipped']:.1f} % of the verdicts "
-        f"({_interval(found['ci95'], '.1f', 100)}, n = {found['n']}; called the same: "
+        f"({interval_text(found['ci95'], '.1f', 100)}, n = {found['n']}; called the same: "
         f"{100 * found['same_gold_first']:.1f} % with the gold answer first, "
         f"{100 * found['same_answer_first']:.1f} % with the other; {found['failed']} without both)"
     )
 
 
+<<<<<<< HEAD
 def _interval(ci95: Sequence[float] | None, number: str, scale: float = 1) -> str:
     return f"95 % CI {scale * ci95[0]:{number}} to {scale * ci95[1]:{number}}" if ci95 else ""
 
@@ -293,6 +317,8 @@ def _share(name: str, count: int, n: int) -> dict[str, Any]:
     return {name: round(count / n, 4) if n else None, "ci95": ends and [round(end, 4) for end in ends]}
 
 
+=======
+>>>>>>> wip-shrinkB
 def _mean(values: Sequence[float]) -> float | None:
     return round(statistics.fmean(values), 4) if values else None
 

@@ -61,9 +61,10 @@ def answer_logits(model: Any, tokenizer: Any, prompt: Any, answer: Any) -> tuple
 
 @pytest.mark.parametrize(("batch_size", "tolerance"), [(1, 1e-5), (4, 2e-3)])  # another shape, other bfloat16 rounding
 def test_log_probabilities_are_those_of_the_logits(
-    batch_size: int, tolerance: float, moved: tuple[Any, Any], pairs: Any
+    batch_size: int, tolerance: float, moved: tuple[Any, Any], pairs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = pair_logps(*moved, pairs, batch_size=batch_size)
+    monkeypatch.setattr("eval.pairs.BATCH", batch_size)
+    found = pair_logps(*moved, pairs)
     for pair, row in zip(found, pairs, strict=True):
         for side in ("chosen", "rejected"):
             logits, tokens = answer_logits(*moved, row["prompt"], row[side])
@@ -74,10 +75,11 @@ def test_log_probabilities_are_those_of_the_logits(
 
 @pytest.mark.parametrize(("batch_size", "tolerance"), [(1, 1e-4), (4, 2e-2)])
 def test_kl_is_the_one_of_torch_averaged_over_the_chosen_response(
-    batch_size: int, tolerance: float, moved: tuple[Any, Any], pairs: Any
+    batch_size: int, tolerance: float, moved: tuple[Any, Any], pairs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = moved
-    found = token_kl(model, tokenizer, pairs, lambda: base(model), batch_size=batch_size)
+    monkeypatch.setattr("eval.pairs.BATCH", batch_size)
+    found = token_kl(model, tokenizer, pairs, lambda: base(model))
     for kl, row in zip(found, pairs, strict=True):
         policy, _ = answer_logits(model, tokenizer, row["prompt"], row["chosen"])
         with base(model):
@@ -107,12 +109,15 @@ def test_the_policy_is_the_model_and_the_reference_what_the_context_makes_of_it(
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_an_untrained_adapter_is_at_no_distance_at_all(batch_size: int, untrained: tuple[Any, Any], pairs: Any) -> None:
+def test_an_untrained_adapter_is_at_no_distance_at_all(
+    batch_size: int, untrained: tuple[Any, Any], pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.pairs.BATCH", batch_size)
     model, tokenizer = untrained
-    assert token_kl(model, tokenizer, pairs, lambda: base(model), batch_size=batch_size) == [0.0] * 3
+    assert token_kl(model, tokenizer, pairs, lambda: base(model)) == [0.0] * 3
     with base(model):
-        reference = pair_logps(model, tokenizer, pairs, batch_size=batch_size)
-    assert pair_logps(model, tokenizer, pairs, batch_size=batch_size) == reference
+        reference = pair_logps(model, tokenizer, pairs)
+    assert pair_logps(model, tokenizer, pairs) == reference
 
 
 def test_a_response_longer_than_one_slice_of_positions_is_averaged_over_all_of_them(
