@@ -25,12 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import write_json_atomic
-<<<<<<< HEAD
-from eval.metrics import bootstrap_mean, short_name, wilson
-from eval.results import read_lines
-=======
 from eval.metrics import bootstrap_mean, interval_text, rounded, short_name, wilson
->>>>>>> wip-shrinkB
+from eval.results import read_lines
 from rewards import deepeval, evidently
 from rewards.contract import Reward
 from rewards.judge import MAX_ANSWER_CHARACTERS, Ask, Case, Counts, Judge, Rubric, connect, fence
@@ -133,16 +129,9 @@ def agreement(scores: Sequence[float], right: Sequence[bool], threshold: float) 
     }
     return {
         "n": len(right),
-<<<<<<< HEAD
         "right": len(of[True]),
         "wrong": len(of[False]),
         **_share("accuracy", same, len(right)),
-=======
-        "right": sum(right),
-        "wrong": len(right) - sum(right),
-        "accuracy": round(same / len(right), 4) if right else None,
-        "ci95": rounded(wilson(same, len(right)) if right else None),
->>>>>>> wip-shrinkB
         "kappa": round(float(cohen_kappa_score(right, said)), 4) if len({*right, *said}) == 2 else None,
         "auc": round(float(roc_auc_score(right, scores)), 4) if both else None,
         "right_mean": _mean(of[True]),
@@ -150,18 +139,10 @@ def agreement(scores: Sequence[float], right: Sequence[bool], threshold: float) 
     }
 
 
-<<<<<<< HEAD
 def change_with_length(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """The mean change from an answer's short score to its long one: "n", "delta", "ci95" (bootstrap over answers)."""
     changes = [long - short for short, long in pairs]
-    interval = bootstrap_mean(changes)
-    return {"n": len(changes), "delta": _mean(changes), "ci95": interval and [round(end, 4) for end in interval]}
-=======
-def change_with_length(short: Sequence[float], long: Sequence[float]) -> dict[str, Any]:
-    """The mean of `long` less `short`, scores of the same answers: "n", "delta", "ci95" (bootstrap over answers)."""
-    changes = [b - a for a, b in zip(short, long, strict=True)]
     return {"n": len(changes), "delta": _mean(changes), "ci95": rounded(bootstrap_mean(changes))}
->>>>>>> wip-shrinkB
 
 
 def correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:
@@ -214,12 +195,7 @@ def measure_position(judge: Judge, answers: Sequence[Answer]) -> dict[str, Any]:
     pairs = [(a, b) for a, b in zip(gold_first, answer_first, strict=True) if a is not None and b is not None]
     return {
         "n": len(pairs),
-<<<<<<< HEAD
         **_share("flipped", sum(a != b for a, b in pairs), len(pairs)),
-=======
-        "flipped": round(flipped / len(pairs), 4) if pairs else None,
-        "ci95": rounded(wilson(flipped, len(pairs)) if pairs else None),
->>>>>>> wip-shrinkB
         "same_gold_first": _mean([a for a, _ in pairs]),
         "same_answer_first": _mean([b for _, b in pairs]),
         "failed": len(asked) - len(pairs),
@@ -306,19 +282,15 @@ def describe_position(found: Mapping[str, Any]) -> str:
     )
 
 
-<<<<<<< HEAD
 def _interval(ci95: Sequence[float] | None, number: str, scale: float = 1) -> str:
     return f"95 % CI {scale * ci95[0]:{number}} to {scale * ci95[1]:{number}}" if ci95 else ""
 
 
 def _share(name: str, count: int, n: int) -> dict[str, Any]:
     """`count` of `n` under `name` with its "ci95", Wilson; None of none."""
-    ends = wilson(count, n) if n else None
-    return {name: round(count / n, 4) if n else None, "ci95": ends and [round(end, 4) for end in ends]}
+    return {name: round(count / n, 4) if n else None, "ci95": rounded(wilson(count, n) if n else None)}
 
 
-=======
->>>>>>> wip-shrinkB
 def _mean(values: Sequence[float]) -> float | None:
     return round(statistics.fmean(values), 4) if values else None
 
