@@ -192,11 +192,8 @@ def endless_model(folder: Path) -> Path:
     """Fill the empty `folder` with SmolLM2 and an end token that it never writes: its completions run to the
     limit in every library and engine, without an option of each. Returns `folder`."""
     source = converted_folder()
-    (never,) = (
-        token["id"]
-        for token in read_json(source / "tokenizer.json")["added_tokens"]
-        if token["content"] == NEVER_WRITTEN
-    )
+    added = read_json(source / "tokenizer.json")["added_tokens"]
+    (never,) = (token["id"] for token in added if token["content"] == NEVER_WRITTEN)
     for name, change in (
         ("config.json", {"eos_token_id": never}),
         ("generation_config.json", {"eos_token_id": never}),

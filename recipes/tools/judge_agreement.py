@@ -15,7 +15,6 @@ Printed, and written to judge.json beside the completions.
 """
 
 import argparse
-import copy
 import statistics
 import sys
 import time
@@ -158,9 +157,9 @@ def correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | No
 def measure_reward(name: str, judge: Judge, answers: Sequence[Answer], threshold: float) -> dict[str, Any]:
     """Agreement, length bias and cost of one of `REWARDS`, ready for JSON."""
     reward = REWARDS[name](judge)
-    before, began = copy.copy(judge.counts), time.monotonic()
+    judge.counts, began = Counts(), time.monotonic()
     scores = _ask(reward, [(answer, answer.text) for answer in answers])
-    cost = {"answers": len(answers), "seconds": round(time.monotonic() - began, 2), **_cost(before, judge.counts)}
+    cost = {"answers": len(answers), "seconds": round(time.monotonic() - began, 2), **_cost(judge.counts)}
     restated = [(answer, LONGER.format(answer.text)) for answer in answers]
     fitting = [i for i, (_, text) in enumerate(restated) if len(text) <= MAX_ANSWER_CHARACTERS]
     longer = dict(zip(fitting, _ask(reward, [restated[i] for i in fitting]), strict=True))
@@ -231,13 +230,11 @@ def _ask(reward: Reward, said: Sequence[tuple[Answer, str]]) -> list[float | Non
     )
 
 
-def _cost(before: Counts, after: Counts) -> dict[str, Any]:
-    """The requests between two counts, and what one took, waiting for its turn included, where there was any."""
-    requests = after.requests - before.requests
-    cost: dict[str, Any] = {"requests": requests, "cached": after.cached - before.cached}
+def _cost(counts: Counts) -> dict[str, Any]:
+    """The requests, and what one took, waiting for its turn included, where there was any."""
+    cost: dict[str, Any] = {"requests": counts.requests, "cached": counts.cached}
     for name in ("seconds", "prompt_tokens", "reply_tokens"):
-        spent = getattr(after, name) - getattr(before, name)
-        cost[f"{name}_per_request"] = round(spent / requests, 4) if requests else None
+        cost[f"{name}_per_request"] = round(getattr(counts, name) / counts.requests, 4) if counts.requests else None
     return cost
 
 
@@ -254,15 +251,14 @@ def describe(name: str, found: Mapping[str, Any]) -> str:
             f"  mean score {' and '.join(means)} answers; {found['failed']} without a verdict",
         ]
         moved = [
-            f"{side} answers {length[side]['delta']:+.3f} ({_interval(length[side]['ci95'], '+.3f') or 'one answer'})"
+            f"{side} answers {change['delta']:+.3f} ({_interval(change['ci95'], '+.3f') or 'one answer'})"
             for side in ("right", "wrong")
-            if length[side]["n"]
+            if (change := length[side])["n"]
         ]
-        lines.append(
-            f"  length: in {length['added_characters']} more characters, {' and '.join(moved) or 'no verdict'}"
-        )
+        told = " and ".join(moved) or "no verdict"
         if length["spearman_among_wrong"] is not None:
-            lines[-1] += f"; Spearman of score and length among wrong answers {length['spearman_among_wrong']:+.2f}"
+            told += f"; Spearman of score and length among wrong answers {length['spearman_among_wrong']:+.2f}"
+        lines.append(f"  length: in {length['added_characters']} more characters, {told}")
     lines.append(f"  cost: {cost['requests']} requests for {cost['answers']} answers, {cost['cached']} of them cached")
     if cost["requests"]:
         lines[-1] += f", in {cost['seconds']:.1f} s; a request: {cost['seconds_per_request']:.2f} s with its wait"
