@@ -1,9 +1,5 @@
 """One row of the cost card, `recipes/bench/card.py`: a method's own trainer on a random model, in a process of its own.
 
-Ours is the recipe: its model loading, its trainer config and `Run.train`. The peer is plain TRL and PEFT, on a GPU with
-bitsandbytes, given the same config, model and rows; where that is no trainer of TRL any more, TRL 1.12.0's PPO, in a
-Python that has no Unsloth.
-
 What differs from the recipe as a user runs it, for either contender:
 - every row is exactly as long as the recipe allows, and prompts of GRPO and PPO are half as long as it allows: no
   padding, and lengths known beforehand. Completions end at the length limit but where an untrained model happens to
@@ -13,8 +9,7 @@ What differs from the recipe as a user runs it, for either contender:
 - PPO's reward is a program. What PairRM takes is in recipes/bench/pairrm_memory.py
 - no checkpoints, and nothing is evaluated
 - the peer's adapter is in float32 where training is in fp16: TRL makes it bfloat16, whose gradients cannot be scaled
-
-Without a GPU the recipe also keeps what a step frees (`machine.keep_freed_memory`), and plain TRL does not.
+- without a GPU the recipe keeps what a step frees (`machine.keep_freed_memory`), and plain TRL does not
 
 Phases are told apart by who calls: what Unsloth differentiates within its loss counts as "log-probabilities", which is
 the whole forward pass and loss, and not as "backward".

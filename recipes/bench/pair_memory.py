@@ -137,8 +137,7 @@ def table(memory: dict[str, Memory], judged: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Print the table and write it to eval/results/; 0 where every bar is met,
-    1 where one is missed or a contender failed."""
+    """Print the table and write it to eval/results/; 0 where every bar is met and no contender failed, else 1."""
     parser = gauge.command_line(__doc__)
     parser.parse_args()
     gauge.need_proc(parser)

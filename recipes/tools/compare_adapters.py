@@ -434,10 +434,8 @@ def write_page(path: Path, comparison: Mapping[str, Any]) -> None:
 
 def _chart(comparison: Mapping[str, Any]) -> str:
     """SVG: a row per adapter with its mean, its interval and a ring per seed; the base model is the dashed line."""
-    factor, label = (
-        (100, "accuracy, %") if comparison["measure"] == "accuracy" else (1, "held-out loss, nats per token")
-    )
-    rows = comparison["adapters"]
+    rows, accuracy = comparison["adapters"], comparison["measure"] == "accuracy"
+    factor, label = (100, "accuracy, %") if accuracy else (1, "held-out loss, nats per token")
 
     def draw(axes: Any) -> None:
         for y, row in enumerate(rows):
