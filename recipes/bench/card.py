@@ -111,8 +111,8 @@ class Card:
         self.kept[kind] = [*others, entry]
         write_json_atomic(self.path, self.kept)
 
-    def out_of_time(self) -> bool:
-        return time.monotonic() - self.began > 60 * self.args.minutes
+    def minutes_left(self) -> float:
+        return self.args.minutes - (time.monotonic() - self.began) / 60
 
     def stamp(self) -> dict[str, Any]:
         about = self.about
@@ -132,12 +132,10 @@ class Card:
         missing = self.missing(rows)
         print(f"{len(rows)} rows on {self.about['machine']}, {len(rows) - len(missing)} of them there already")
         if missing and os.getloadavg()[0] > 0.5:
-            print(
-                f"Other work keeps {os.getloadavg()[0]:.1f} cores busy: these figures will be worse than the machine's."
-            )
+            print(f"Other work keeps {os.getloadavg()[0]:.1f} cores busy: figures will be worse than the machine's.")
         try:
             for number, row in enumerate(missing):
-                if self.out_of_time():
+                if self.minutes_left() < 0:
                     print(
                         f"Stopped after {self.args.minutes:g} minutes with {len(missing) - number} rows to go: "
                         "the same command with --resume goes on."
@@ -197,7 +195,7 @@ class Card:
             begun = self.args.resume and any(runs.glob("*/config.json"))
             found = _results(runs) if begun else None
             if not (found and found["complete"]):
-                hours = (self.args.minutes / 60 - (time.monotonic() - self.began) / 3600) * share
+                hours = self.minutes_left() / 60 * share
                 try:
                     process.call(learn, method, self.args.output_dir, hours, begun, shown=True, timeout=None)
                 except Failed as error:
@@ -279,24 +277,18 @@ def sound(entry: dict[str, Any]) -> bool:
 
 def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = gauge.command_line(__doc__, peer=True)
-    parser.add_argument(
-        "--shapes", nargs="+", metavar="SHAPE", help="tiny, or aliases of recipes/common/model_table.py"
-    )
-    methods = ", ".join(METHODS)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD", help=methods)
-    parser.add_argument(
-        "--bits", type=int, choices=(4, 16), help="of the frozen weights: as the recipes here, 4 on a GPU"
-    )
-    parser.add_argument("--half", nargs="+", choices=("bf16", "fp16"), help="precision; bf16 where there is one")
-    parser.add_argument("--peer", action="store_true", help="plain TRL in turn with ours")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no row is begun after so many")
-    parser.add_argument("--resume", action="store_true", help="leave out what the newest file of this machine has")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of all machines' results")
-    parser.add_argument("--learn", action="store_true", help="two recipes on SmolLM2 in place of the costs")
-    parser.add_argument("--output-dir", default="outputs/card", help="where runs of --learn go")
-    parser.add_argument(
-        "--table", action="store_true", help="write the tables of recipes/bench/README.md, and measure nothing"
-    )
+    add, methods = parser.add_argument, ", ".join(METHODS)
+    add("--shapes", nargs="+", metavar="SHAPE", help="tiny, or aliases of recipes/common/model_table.py")
+    add("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD", help=methods)
+    add("--bits", type=int, choices=(4, 16), help="of the frozen weights: as the recipes here, 4 on a GPU")
+    add("--half", nargs="+", choices=("bf16", "fp16"), help="precision; bf16 where there is one")
+    add("--peer", action="store_true", help="plain TRL in turn with ours")
+    add("--minutes", type=float, default=9.0, help="no row is begun after so many")
+    add("--resume", action="store_true", help="leave out what the newest file of this machine has")
+    add("--results", type=Path, default=RESULTS, help="folder of all machines' results")
+    add("--learn", action="store_true", help="two recipes on SmolLM2 in place of the costs")
+    add("--output-dir", default="outputs/card", help="where runs of --learn go")
+    add("--table", action="store_true", help="write the tables of recipes/bench/README.md, and measure nothing")
     return parser, parser.parse_args(arguments)
 
 

@@ -1,9 +1,5 @@
 """One row of the cost card, `recipes/bench/card.py`: a method's own trainer on a random model, in a process of its own.
 
-Ours is the recipe: its model loading, its trainer config and `Run.train`. The peer is plain TRL and PEFT, on a GPU with
-bitsandbytes, given the same config, model and rows; where that is no trainer of TRL any more, TRL 1.12.0's PPO, in a
-Python that has no Unsloth.
-
 What differs from the recipe as a user runs it, for either contender:
 - every row is exactly as long as the recipe allows, and prompts of GRPO and PPO are half as long as it allows: no
   padding, and lengths known beforehand. Completions end at the length limit but where an untrained model happens to
@@ -13,8 +9,7 @@ What differs from the recipe as a user runs it, for either contender:
 - PPO's reward is a program. What PairRM takes is in recipes/bench/pairrm_memory.py
 - no checkpoints, and nothing is evaluated
 - the peer's adapter is in float32 where training is in fp16: TRL makes it bfloat16, whose gradients cannot be scaled
-
-Without a GPU the recipe also keeps what a step frees (`machine.keep_freed_memory`), and plain TRL does not.
+- without a GPU the recipe keeps what a step frees (`machine.keep_freed_memory`), and plain TRL does not
 
 Phases are told apart by who calls: what Unsloth differentiates within its loss counts as "log-probabilities", which is
 the whole forward pass and loss, and not as "backward".
@@ -49,11 +44,10 @@ from recipes.bench.gauge import resident_mib
 from recipes.bench.ppo_cost import distinct_words_reward, plain_ppo
 from recipes.bench.training_speed import with_peft
 from recipes.common import adapters, models
+from recipes.common.grpo import load_policy
 from recipes.common.preference import rendered, switch_off_reference
-from recipes.common.rollouts import Choice, Rollouts, choose
+from recipes.common.rollouts import Choice
 from recipes.common.run import Run
-from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
-from rewards.numeric import correctness_reward
 
 WARM_UP, TIMED, GROWTH = 2, 4, 2  # steps that are not timed, that are, and that are of each doubling
 ENOUGH = 120  # seconds of training after which a process makes no further step, once one has been timed
@@ -62,7 +56,6 @@ SKIPPED = 12  # more steps of fp16, whose scale falls until no gradient overflow
 GRPO_PROMPT, TINY_PROMPT = 208, 64  # tokens: half of what gsm8k_grpo has room for, and those for shape "tiny"
 GIB = 2**30
 LOGITS = "logits.safetensors"
-VALUE = "value"  # the adapter of our PPO's value function
 ADDED = ("lora_", "modules_to_save", "value_head")  # what names of trained weights contain
 LOGP = "log-probabilities"
 PHASES = ("rollout", "reward", LOGP, "backward", "optimiser", "other")
@@ -73,9 +66,6 @@ METHODS_OF_TRAINERS = {
     LOGP: ("_generate_and_score_completions", "_stack", "_differentiate", "compute_loss"),
 }
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-# Of our PPO's config, what TRL's is told as well.
-SHARED = "output_dir seed save_strategy logging_steps report_to disable_tqdm bf16 fp16 use_cpu gradient_checkpointing"
-SHARED += " dataloader_pin_memory optim learning_rate"
 
 
 @dataclass(frozen=True)
@@ -283,11 +273,9 @@ class Row:
             return recipe.load_model(args, self.spec)
         if not self.rolls_out:
             return models.load(args, self.spec, max_seq_length=args.max_length)
-        engine = choose(self.job.rollouts or "model", self.job.bits == 4)  # which also prepares for it
-        longest = self.prompt_tokens() + args.max_completion_length
-        model, tokenizer = models.load(args, self.spec, max_seq_length=longest, engine=engine)
-        self.rollouts = Rollouts(engine, model, tokenizer, longest)
-        return model, tokenizer
+        args = replace(args, rollouts=self.job.rollouts or "model")
+        self.policy = load_policy(args, self.spec, max_prompt_length=self.prompt_tokens())
+        return self.policy.model, self.policy.tokenizer
 
     def load_plain(self, classify: bool = False) -> tuple[Any, Any]:
         """The peer's, by transformers and PEFT; to `classify`, with a head that writes one number."""
@@ -344,11 +332,12 @@ class Row:
 
     def trainer(self, args: Any) -> Any:
         """The trainer of the recipe, or TRL's for the peer, with rows of exactly the lengths that `args` allow."""
+        from datasets import Dataset
+
         method = self.job.method
+        rows, more = Dataset.from_list(self.prompts(args) if self.rolls_out else self.pairs(args)), []
         if self.rolls_out:
-            rows = self.prompts(args)
             return self.grpo(args, rows) if method == "grpo" else self.ppo(args, rows)
-        rows, more = self.pairs(args), []
         if method == "sft":
             rows = rows.rename_column("chosen", "completion").remove_columns("rejected")
         elif method == "kto":
@@ -364,27 +353,24 @@ class Row:
         return trainer
 
     def grpo(self, args: Any, rows: Any) -> Any:
-        from trl import GRPOTrainer
-
         config = self.config(args, self.job.rollouts)
         config.mask_truncated_completions = False
         config.reward_weights = [*config.reward_weights, 1.0]
-        own = [correctness_reward, tags_reward, structure_reward, multiline_reward, steps_reward]
-        rewards = [*own, distinct_words_reward]
-        trainer = GRPOTrainer(self.model, rewards, config, train_dataset=rows, processing_class=self.tokenizer)
+        rewards = [*self.method.recipe.REWARDS, distinct_words_reward]
         if not self.job.trl:
-            self.rollouts.attach(trainer)
-        return trainer
+            return self.policy.trainer(rewards, config, rows)
+        from trl import GRPOTrainer
+
+        return GRPOTrainer(self.model, rewards, config, train_dataset=rows, processing_class=self.tokenizer)
 
     def ppo(self, args: Any, rows: Any) -> Any:
         if self.job.trl:
             return self.trl_ppo(args, rows)
-        from recipes.common.ppo import PPOTrainer
+        from recipes.common import ppo
 
-        if VALUE in self.model.peft_config:  # of a trainer before this one
-            self.model.delete_adapter(VALUE)
-        data = {"train_dataset": rows, "processing_class": self.tokenizer}
-        return PPOTrainer(self.model, distinct_words_reward, self.config(args), self.rollouts.sampler, **data)
+        if ppo.VALUE in self.model.peft_config:  # of a trainer before this one
+            self.model.delete_adapter(ppo.VALUE)
+        return ppo.trainer(self.policy, distinct_words_reward, self.config(args), rows)
 
     def trl_ppo(self, args: Any, rows: Any) -> Any:
         """PPO of TRL 1.12.0. Its value model is a second copy of the model with an adapter, as in ppo_cost.py."""
@@ -395,7 +381,9 @@ class Row:
             self.tokenizer,
             rows.to_list(),
             distinct_words_reward,
-            **{name: getattr(config, name) for name in SHARED.split()},
+            **self.run_of(args).trainer_settings("ppo") | {"save_strategy": "no"},
+            learning_rate=args.learning_rate,
+            optim=config.optim,
             total_episodes=args.max_steps * args.batch_size,
             response_length=args.max_completion_length,
             per_device_train_batch_size=config.micro_batch_size,
@@ -456,26 +444,22 @@ class Row:
             return self.args.max_prompt_length // 2
         return TINY_PROMPT if self.job.shape == "tiny" else GRPO_PROMPT
 
-    def prompts(self, args: Any) -> Any:
+    def prompts(self, args: Any) -> list[dict[str, Any]]:
         """As many prompts as a step has, of exactly `prompt_tokens`."""
-        from datasets import Dataset
-
         number = args.batch_size if self.job.method == "ppo" else args.prompts_per_step
-        rows = [{"prompt": self.asked(self.prompt_tokens(), row), "answer": "1"} for row in range(number)]
-        return Dataset.from_list(rows)
+        return [{"prompt": self.asked(self.prompt_tokens(), row), "answer": "1"} for row in range(number)]
 
-    def pairs(self, args: Any) -> Any:
+    def pairs(self, args: Any) -> list[dict[str, Any]]:
         """As many pairs as a step has: a prompt of a quarter of the length, and answers of the rest."""
-        from datasets import Dataset
 
         def answer(prompt: list[dict[str, str]], start: int) -> list[dict[str, str]]:
             return self.fitted(lambda words: [*prompt, _said("assistant", words, start)], args.max_length)[-1:]
 
-        def pair(row: int) -> dict[str, Any]:
-            prompt = self.asked(args.max_length // 4, row)
-            return {"prompt": prompt, "chosen": answer(prompt, row), "rejected": answer(prompt, row + 3)}
-
-        return Dataset.from_list([pair(row) for row in range(args.batch_size)])
+        prompts = [self.asked(args.max_length // 4, row) for row in range(args.batch_size)]
+        return [
+            {"prompt": prompt, "chosen": answer(prompt, row), "rejected": answer(prompt, row + 3)}
+            for row, prompt in enumerate(prompts)
+        ]
 
     def asked(self, tokens: int, row: int) -> list[dict[str, str]]:
         """A prompt of exactly so many tokens."""
@@ -589,25 +573,20 @@ def ceilings() -> dict[str, float]:
     """What this machine reaches: FLOP/s of a large 16-bit matrix product, and bytes/s of a large copy, those read
     and those written."""
     import torch
+    from torch.utils.benchmark import Timer
 
     gpu = torch.cuda.is_available()
     device, size, elements = ("cuda", 8192, 2**31) if gpu else ("cpu", 2048, 2**28)
     half = torch.float16 if gpu and torch.cuda.get_device_capability()[0] < 8 else torch.bfloat16
     left, right = (torch.randn(size, size, device=device, dtype=half) for _ in range(2))
     source = torch.ones(elements, device=device, dtype=torch.uint8)
-    target = torch.empty_like(source)
+    tensors = {"left": left, "right": right, "source": source, "target": torch.empty_like(source)}
 
-    def fastest(work: Callable[[], Any]) -> float:
-        times: list[float] = []
-        while len(times) < 6 or sum(times) < 1.5:  # a machine that is shared is at its best now and then
-            began = time.perf_counter()
-            work()
-            if gpu:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-        return min(times)
+    def fastest(statement: str) -> float:
+        timer = Timer(statement, globals=tensors, num_threads=torch.get_num_threads())
+        return min(timer.blocked_autorange(min_run_time=1.5).times)  # a shared machine is at its best now and then
 
     return {
-        "matmul_flops": 2 * size**3 / fastest(lambda: left @ right),
-        "copy_bytes": 2 * elements / fastest(lambda: target.copy_(source)),
+        "matmul_flops": 2 * size**3 / fastest("left @ right"),
+        "copy_bytes": 2 * elements / fastest("target.copy_(source)"),
     }

@@ -32,6 +32,12 @@ def reset_peak() -> int:
     return resident_mib("VmRSS")
 
 
+def memory(start: int) -> dict[str, Any]:
+    """MiB at the `start`, of `reset_peak`, at the peak since, and between them."""
+    peak = resident_mib("VmHWM")
+    return {"start_mib": start, "peak_mib": peak, "above_mib": peak - start}
+
+
 def in_turn(contenders: Iterable[tuple[str, Callable[[], Any]]]) -> Iterator[tuple[str, Any]]:
     """Each contender's name with what it found; None where it failed, for the others' figures must not go with it."""
     for name, contend in contenders:

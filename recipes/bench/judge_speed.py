@@ -24,7 +24,8 @@ from typing import Any
 
 from recipes.bench import gauge
 from rewards import deepeval
-from rewards.judge import Judge, connect
+from rewards.contract import Reward
+from rewards.judge import Counts, connect
 from rewards.tags import render
 
 STEP = 16  # completions of a step, and requests at a time
@@ -109,19 +110,19 @@ def measure_lookups(folder: Path, count: int) -> float:
     """
     columns = build_columns(count)
     with serve(verdict) as address:
-        found = deepeval.rag_correctness_reward(_connect(address, folder))(**columns)
+        reward, _ = _reward(address, folder)
+        found = reward(**columns)
         if found != [1.0] * count:
             raise RuntimeError(f"{found.count(1.0)} of {count} verdicts arrived: nothing warm to measure")
-        judge = _connect(address, folder)
-    reward = deepeval.rag_correctness_reward(judge)
+        reward, counts = _reward(address, folder)
     steps = [{name: values[i : i + STEP] for name, values in columns.items()} for i in range(0, count, STEP)]
     seconds = []
     for number in range(1, ROUNDS + 1):
         began = time.perf_counter()
         scores = [score for step in steps for score in reward(**step)]
         seconds.append(time.perf_counter() - began)
-        if scores != [1.0] * count or judge.counts.cached != count * number or judge.counts.requests:
-            raise RuntimeError(f"{scores.count(1.0)} of {count} read, {judge.counts} after {number} rounds")
+        if scores != [1.0] * count or counts.cached != count * number or counts.requests:
+            raise RuntimeError(f"{scores.count(1.0)} of {count} read, {counts} after {number} rounds")
     return count / statistics.median(seconds)
 
 
@@ -131,25 +132,24 @@ def measure_step(folder: Path, seconds: float) -> list[float]:
     Raises RuntimeError where there was not one request and one verdict for every completion.
     """
     with serve(verdict) as quick:  # which imports the libraries
-        deepeval.rag_correctness_reward(_connect(quick, folder))(**build_columns(1))
+        _reward(quick, folder)[0](**build_columns(1))
     waits = []
     with serve(verdict, seconds) as address:
-        judge = _connect(address, folder)
-        reward = deepeval.rag_correctness_reward(judge)
+        reward, counts = _reward(address, folder)
         for number in range(ROUNDS):
             columns = build_columns(STEP, first=1 + STEP * number)
             began = time.perf_counter()
             scores = reward(**columns)
             waits.append(time.perf_counter() - began)
-            if scores != [1.0] * STEP or judge.counts.requests != STEP * (number + 1):
-                raise RuntimeError(f"{scores.count(1.0)} of {STEP} verdicts, {judge.counts.requests} requests in all")
+            if scores != [1.0] * STEP or counts.requests != STEP * (number + 1):
+                raise RuntimeError(f"{scores.count(1.0)} of {STEP} verdicts, {counts.requests} requests in all")
     return waits
 
 
-def _connect(address: str, folder: Path) -> Judge:
+def _reward(address: str, folder: Path) -> tuple[Reward, Counts]:
     judge = connect(address, cache=folder, concurrency=STEP)
     assert judge
-    return judge
+    return deepeval.rag_correctness_reward(judge), judge.counts
 
 
 def table(found: dict[str, float]) -> list[tuple[str, bool]]:

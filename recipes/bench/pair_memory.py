@@ -20,7 +20,6 @@ The kernel's own mark of the peak is read and reset through /proc, which is Linu
 
 import os
 import tempfile
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -38,26 +37,13 @@ BARS: list[gauge.Bar] = [
 CONTENDERS = (PEER, *(name for _, name, _, _ in BARS))
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What one contender took, and on what."""
-
-    start_mib: int
-    """Resident memory when the trainer is about to be built: model loaded, libraries imported"""
-    peak_mib: int
-    """Most resident memory from then to the end of training"""
-    batch: list[int]
-    """Rows, and tokens of the longest, of every batch that is learned from"""
-    tokens: int
-    """In a batch, padding left out"""
-
-    @property
-    def above_mib(self) -> int:
-        return self.peak_mib - self.start_mib
+Memory = dict[str, Any]
+"""What one contender took, see `gauge.memory`, from when its trainer was about to be built to the end of training; on a
+"batch", rows and tokens of the longest, of so many "tokens", padding left out"""
 
 
-def contend(name: str, folder: str) -> dict[str, Any]:
-    """Train `STEPS` steps as the contender `name` with the model in `folder`. Returns the fields of a `Memory`.
+def contend(name: str, folder: str) -> Memory:
+    """Train `STEPS` steps as the contender `name` with the model in `folder`.
 
     Raises RuntimeError where the batches are not all alike.
     """
@@ -110,7 +96,7 @@ def contend(name: str, folder: str) -> dict[str, Any]:
     if len(batches) != 1:
         raise RuntimeError(f"{name}: batches of (rows, tokens of the longest, tokens) {sorted(batches)}, not all alike")
     *batch, tokens = batches.pop()
-    return asdict(Memory(start, gauge.resident_mib("VmHWM"), batch, tokens))
+    return {**gauge.memory(start), "batch": batch, "tokens": tokens}
 
 
 def longest_pairs(tokenizer: Any) -> Any:
@@ -134,40 +120,35 @@ def judge(memory: dict[str, Memory]) -> list[dict[str, Any]]:
     """
     for _, name, _, bar in BARS:
         if bar and name in memory and PEER in memory:
-            own, peer = ((one.batch, one.tokens) for one in (memory[name], memory[PEER]))
+            own, peer = ((one["batch"], one["tokens"]) for one in (memory[name], memory[PEER]))
             if own != peer:
                 raise RuntimeError(
                     f"{name} had batches of {own[0]} with {own[1]} tokens, and {PEER} of {peer[0]} with {peer[1]}: "
                     "their memory cannot be compared"
                 )
-    return gauge.judged(BARS, {"memory": {name: own.above_mib for name, own in memory.items()}})
+    return gauge.judged(BARS, {"memory": {name: own["above_mib"] for name, own in memory.items()}})
 
 
 def table(memory: dict[str, Memory], judged: list[dict[str, Any]]) -> str:
     """A line for each contender: tokens of a batch, MiB at its start, at its peak and between; then the verdicts."""
-    rows = [
-        [name, *(f"{figure:,}" for figure in (own.tokens, own.start_mib, own.peak_mib, own.above_mib))]
-        for name, own in memory.items()
-    ]
-    head = ["", "tokens", "start", "peak", "above"]
-    return "\n".join([*gauge.aligned([head, *rows]), "", *gauge.verdicts(judged)])
+    head = ("tokens", "start_mib", "peak_mib", "above_mib")
+    rows = [[name, *(f"{own[what]:,}" for what in head)] for name, own in memory.items()]
+    return "\n".join([*gauge.aligned([["", *head], *rows]), "", *gauge.verdicts(judged)])
 
 
 def main() -> int:
-    """Print the table and write it to eval/results/; 0 where every bar is met,
-    1 where one is missed or a contender failed."""
+    """Print the table and write it to eval/results/; 0 where every bar is met and no contender failed, else 1."""
     parser = gauge.command_line(__doc__)
     parser.parse_args()
     gauge.need_proc(parser)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     about, model = gauge.about(), str(converted_folder())
     turns = gauge.in_turn((name, partial(process.call, contend, name, model)) for name in CONTENDERS)
-    memory = {name: Memory(**found) for name, found in turns if found}
+    memory = {name: found for name, found in turns if found}
     judged = judge(memory)
     print(f"\n{about['machine']}; batches of {2 * PAIRS} rows, {STEPS} steps; resident memory in MiB")
     print(table(memory, judged))
-    figures = {name: {**asdict(own), "above_mib": own.above_mib} for name, own in memory.items()}
-    gauge.keep("memory", {**about, "steps": STEPS, "bars": judged, "memory": figures})
+    gauge.keep("memory", {**about, "steps": STEPS, "bars": judged, "memory": memory})
     return 0 if len(judged) == len(BARS) and all(row["met"] is not False for row in judged) else 1
 
 

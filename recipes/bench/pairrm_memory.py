@@ -58,17 +58,15 @@ def measure(folder: str, pairs: int, tokens: int) -> dict[str, Any]:
     began = time.perf_counter()
     judge.logits(prompts * 2, first + second, second + first)
     seconds = time.perf_counter() - began
-    peak = gauge.resident_mib("VmHWM")
+    memory = gauge.memory(start)
     weights = sum(weight.nbytes for weight in judge.model.state_dict().values()) / 2**20
     return {
         "pairs": pairs,
         "tokens": tokens,
         "threads": torch.get_num_threads(),
         "weights_mib": round(weights),
-        "start_mib": start,
-        "peak_mib": peak,
-        "above_mib": peak - start,
-        "ratio": (ratio := round((peak - start) / weights, 3)),
+        **memory,
+        "ratio": (ratio := round(memory["above_mib"] / weights, 3)),
         "bar": BAR,
         "met": ratio <= BAR,
         "pairs_per_second": round(pairs / seconds, 3),

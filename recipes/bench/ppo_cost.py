@@ -35,7 +35,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from eval.files import read_json, results_path, write_json_atomic
+from eval.files import read_json, write_json_atomic
 from recipes.bench import gauge, process
 from recipes.bench.training_speed import clock, endless_model, settings, with_peft, with_unsloth
 from recipes.common.stand_ins.nano import Nano, random_digits
@@ -84,26 +84,17 @@ class Job:
         }
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Resident memory in MiB before a model is loaded and at its peak since; seconds of each update."""
-
-    start_mib: int
-    peak_mib: int
-    seconds: list[float]
-
-    @property
-    def above_mib(self) -> int:
-        return self.peak_mib - self.start_mib
+Cost = dict[str, Any]
+"""What a process took, see `gauge.memory`, from before it loaded a model; and "seconds", of each update"""
 
 
 def median(turns: Sequence[Cost]) -> float:
     """Seconds of an update over all turns, without the first of each, which warms up."""
-    return statistics.median(value for cost in turns for value in cost.seconds[1:])
+    return statistics.median(value for cost in turns for value in cost["seconds"][1:])
 
 
-def contend(work: dict[str, Any]) -> dict[str, Any]:
-    """Do a `Job`, of these fields. Returns the fields of its `Cost`.
+def contend(work: dict[str, Any]) -> Cost:
+    """Do a `Job`, of these fields.
 
     Raises RuntimeError where an endless model wrote other than was asked.
     """
@@ -127,11 +118,11 @@ def contend(work: dict[str, Any]) -> dict[str, Any]:
         model.generate = counted
         trainer.add_callback(clock(seconds))
         trainer.train()
-        peak = gauge.resident_mib("VmHWM")
+        cost = {**gauge.memory(start), "seconds": seconds}
     if endless and written != (asked := job.updates * len(rows) * job.tokens):
         raise RuntimeError(f"{job.contender} wrote {written:,} tokens, and all contenders must write {asked:,}")
     model.save_pretrained(job.out, selected_adapters=["default"])
-    return asdict(Cost(start, peak, seconds))
+    return cost
 
 
 def right_answers(model: str, adapter: str) -> int:
@@ -279,7 +270,7 @@ def measure(peer_python: str, parts: Sequence[str]) -> dict[str, Any]:
 
             def run() -> Any:
                 took = process.call(contend, asdict(job), python=python, ACCELERATE_MIXED_PRECISION="bf16")
-                return Cost(**took) if model == "endless" else process.call(right_answers, job.model, job.out)
+                return took if model == "endless" else process.call(right_answers, job.model, job.out)
 
             return name, run
 
@@ -290,7 +281,7 @@ def measure(peer_python: str, parts: Sequence[str]) -> dict[str, Any]:
         for name, found in gauge.in_turn(turns):
             if found is None:
                 failed.append(name)
-            elif isinstance(found, Cost):
+            elif isinstance(found, dict):
                 cost[name].append(found)
             else:
                 right[name].append(found)
@@ -307,7 +298,7 @@ def judge(right: Mapping[str, Sequence[int]], cost: Mapping[str, Sequence[Cost]]
     for name, counts in right.items():
         who = name.split()[0]
         best[who] = max(best[who], statistics.fmean(counts))
-    memory = {name: statistics.fmean(own.above_mib for own in turns) for name, turns in cost.items()}
+    memory = {name: statistics.fmean(own["above_mib"] for own in turns) for name, turns in cost.items()}
     seconds = {name: median(turns) for name, turns in cost.items()}
     return gauge.judged(BARS, {"right answers": best, "peak memory": memory, "seconds an update": seconds})
 
@@ -316,39 +307,32 @@ def table(
     right: Mapping[str, Sequence[int]], cost: Mapping[str, Sequence[Cost]], judged: Sequence[Mapping[str, Any]]
 ) -> str:
     """What each contender took in each turn, then what each learned, mean and every seed, then the bars."""
+    head = ("start_mib", "peak_mib", "above_mib")
     costs = [
-        [name, *(f"{mib:,}" for mib in (own.start_mib, own.peak_mib, own.above_mib)), f"{median([own]):.2f}"]
+        [name, *(f"{own[what]:,}" for what in head), f"{median([own]):.2f}"]
         for name, turns in cost.items()
         for own in turns
     ]
     rights = [[name, f"{statistics.fmean(n):.1f}", ", ".join(map(str, n))] for name, n in right.items()]
-    lines = gauge.aligned([["", "start", "peak", "above", "s/update"], *costs])
+    lines = gauge.aligned([["", *head, "s/update"], *costs])
     lines += ["", *gauge.aligned([["right of 250", "mean", "by seed"], *rights]), "", *gauge.verdicts(judged)]
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Print the table and write it to eval/results/; 0 where every bar is met, 1 where one is missed or unmeasured."""
+    """Print the table and write it to eval/results/; 0 where every bar is met, else 1."""
     parser = gauge.command_line(__doc__, peer=True)
-    parser.add_argument("--only", choices=PARTS, help="measure one part, and keep what today's file has of the other")
+    parser.add_argument("--only", choices=PARTS, help="measure one part, kept in a file of its own")
     args = parser.parse_args()
     gauge.need_proc(parser)
     python = gauge.need_peer(parser, args.peer_python)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-    found = measure(python, [args.only] if args.only else PARTS)
-    about, cost, right = gauge.about(), found["cost"], found["right"]
-    path = results_path(about["machine"], "ppo")
-    if args.only and path.exists():
-        earlier = read_json(path)
-        right = right or earlier["right"]
-        cost = cost or {name: [Cost(**own) for own in turns] for name, turns in earlier["cost"].items()}
-    judged = judge(right, cost)
+    found, about = measure(python, [args.only] if args.only else PARTS), gauge.about()
+    judged = judge(found["right"], found["cost"])
     print(f"\n{about['machine']}; resident memory in MiB, medians in seconds")
-    print(table(right, cost, judged))
-    costs = {name: [asdict(own) for own in turns] for name, turns in cost.items()}
-    gauge.keep("ppo", {**about, "right": right, "cost": costs, "bars": judged, "failed": found["failed"]})
-    return 0 if len(judged) == len(BARS) and all(row["met"] for row in judged) and not found["failed"] else 1
+    print(table(found["right"], found["cost"], judged))
+    gauge.keep(f"ppo-{args.only}" if args.only else "ppo", {**about, **found, "bars": judged})
+    return 0 if all(row["met"] for row in judged) and not found["failed"] else 1
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python -m recipes.bench.process MODULE FUNCTION FILE    # as `call` starts it: a
 """
 
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import recipes.common  # noqa: F401  no usage pings, here and in what is started
-from eval.files import write_json_atomic
+from eval.files import read_json, write_json_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 1800  # seconds after which a process hangs, most likely
@@ -37,7 +36,7 @@ def call(function: Callable[..., Any], *arguments: Any, **how: Any) -> Any:
         write_json_atomic(path, arguments)
         python = how.pop("python", sys.executable)
         run([python, "-m", "recipes.bench.process", module.name, function.__name__, str(path)], **how)
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
 
 def run(command: Sequence[str], *, timeout: float | None = TIMEOUT, shown: bool = False, **environment: str) -> None:
@@ -60,8 +59,7 @@ def run(command: Sequence[str], *, timeout: float | None = TIMEOUT, shown: bool 
 
 def main(module: str, function: str, file: str) -> None:
     path = Path(file)
-    arguments = json.loads(path.read_text(encoding="utf-8"))
-    write_json_atomic(path, getattr(importlib.import_module(module), function)(*arguments))
+    write_json_atomic(path, getattr(importlib.import_module(module), function)(*read_json(path)))
 
 
 if __name__ == "__main__":

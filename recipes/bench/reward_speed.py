@@ -7,12 +7,12 @@ tags, which flatters them: each is measured again on the same completions in its
 `\\boxed{}`.
 """
 
-import importlib.util
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
+from recipes.bench.gauge import aligned
 from rewards.format import tags_reward
 from rewards.numeric import correctness_reward
 from rewards.tags import ANSWER_CLOSE, ANSWER_OPEN, REASONING_CLOSE, REASONING_OPEN, render
@@ -68,20 +68,6 @@ def in_trl_notation(completion: str) -> str:
     return completion
 
 
-def per_second(contenders: dict[str, Callable[[], object]], size: int, rounds: int) -> dict[str, float]:
-    """Completions per second of processor time for each contender: the median of `rounds` rounds in turn.
-
-    Every contender is single-threaded, so processor time is one core's, however busy the others are.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, score in contenders.items():
-            start = time.process_time()
-            score()
-            seconds[name].append(time.process_time() - start)
-    return {name: size / statistics.median(times) for name, times in seconds.items()}
-
-
 def conversational(completions: Sequence[str]) -> list[list[dict[str, str]]]:
     """Plain completions in the shape in which the trainer hands them to a reward."""
     return [[{"role": "assistant", "content": completion}] for completion in completions]
@@ -89,8 +75,6 @@ def conversational(completions: Sequence[str]) -> list[list[dict[str, str]]]:
 
 def main() -> int:
     """Print the table; 0 where the target is met, 1 where not."""
-    if not importlib.util.find_spec("math_verify"):  # TRL's accuracy_reward needs it
-        raise SystemExit("math-verify is not installed here: `make bench` makes an environment that has it")
     from trl.rewards import accuracy_reward, think_format_reward
 
     texts, golds = build_completions(COMPLETIONS)
@@ -107,13 +91,17 @@ def main() -> int:
         "TRL accuracy_reward": lambda: accuracy_reward(ours, solution=golds),
         "TRL accuracy_reward, \\boxed{}": lambda: accuracy_reward(theirs, solution=golds),
     }
-    rates = per_second(contenders, len(texts), ROUNDS)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for name, score in [*contenders.items()] * ROUNDS:
+        began = time.process_time()  # of one core, however busy the others are: no contender has threads
+        score()
+        seconds[name].append(time.process_time() - began)
+    rates = [COMPLETIONS / statistics.median(times) for times in seconds.values()]
 
-    own_rate = next(iter(rates.values()))
+    own_rate = rates[0]
     print(f"{COMPLETIONS:,} completions of {CHARACTERS} characters, one core, median of {ROUNDS} rounds")
-    print(f"{'':34}{'per second':>12}{'ours is':>10}")
-    for name, rate in rates.items():
-        print(f"{name:34}{rate:>12,.0f}{own_rate / rate:>9.1f}x")
+    rows = [[name, f"{rate:,.0f}", f"{own_rate / rate:.1f}x"] for name, rate in zip(seconds, rates, strict=True)]
+    print(*aligned([["", "per second", "ours is"], *rows]), sep="\n")
     print(f"target {TARGET:,} a second: {'met' if own_rate >= TARGET else 'MISSED'}")
     return 0 if own_rate >= TARGET else 1
 

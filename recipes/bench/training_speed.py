@@ -192,11 +192,8 @@ def endless_model(folder: Path) -> Path:
     """Fill the empty `folder` with SmolLM2 and an end token that it never writes: its completions run to the
     limit in every library and engine, without an option of each. Returns `folder`."""
     source = converted_folder()
-    (never,) = (
-        token["id"]
-        for token in read_json(source / "tokenizer.json")["added_tokens"]
-        if token["content"] == NEVER_WRITTEN
-    )
+    added = read_json(source / "tokenizer.json")["added_tokens"]
+    (never,) = (token["id"] for token in added if token["content"] == NEVER_WRITTEN)
     for name, change in (
         ("config.json", {"eos_token_id": never}),
         ("generation_config.json", {"eos_token_id": never}),
@@ -239,15 +236,10 @@ def judge(seconds: dict[str, Seconds]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Print the table and write it to eval/results/; 0 where every bar is met,
-    1 where one is missed or a contender failed."""
+    """Print the table and write it to eval/results/; 0 where every bar is met and no contender failed, else 1."""
     parser = gauge.command_line(__doc__, peer=True)
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=5,
-        help=f"GRPO steps, and {SFT_STEPS} times as many of SFT, of every process; the first of each is a warm-up",
-    )
+    steps = f"of GRPO, and {SFT_STEPS} times as many of SFT, in every process; the first of each is a warm-up"
+    parser.add_argument("--steps", type=int, default=5, help=steps)
     parser.add_argument("--rounds", type=int, default=2, help="how often each contender takes its turn")
     args = parser.parse_args()
     if args.steps < 2 or args.rounds < 1:

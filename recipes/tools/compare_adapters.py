@@ -295,12 +295,10 @@ def compare_cells(cells: Sequence[Cell]) -> dict[str, Any]:
     for cell, stage in zip(cells, stages, strict=True):
         require_same_problems(first, stage["after"], (cells[0].name, cell.name))
     # 16-bit weights where there are any: QLoRA's base model has lost something to quantisation already.
-    base_cell, base = next(
-        ((cell, stage["before"]) for cell, stage in zip(cells, stages, strict=True) if cell.adapter != "qlora"),
-        (cells[0], stages[0]["before"]),
-    )
-    measured = [_outcomes(records, correct) for records in (base, *(stage["after"] for stage in stages))]
-    indices = sorted(set.intersection(*(set(outcome) for outcome in measured)))
+    base_cell = next((cell for cell in cells if cell.adapter != "qlora"), cells[0])
+    base = stages[cells.index(base_cell)]["before"]
+    measured = [_outcomes(records, correct) for records in (*(stage["after"] for stage in stages), base)]
+    indices = sorted(set.intersection(*map(set, measured)))
     if not indices:
         raise ValueError("no problem was graded in every cell: see what their reports say was left out")
     values, sizes = (
@@ -308,19 +306,15 @@ def compare_cells(cells: Sequence[Cell]) -> dict[str, Any]:
     )
     if (sizes != sizes[0]).any():
         raise ValueError("the gold answers differ in tokens between cells: measure all with the same tokenizer")
-    rows: dict[str, list[int]] = {}
-    for row, cell in enumerate(cells, 1):
-        rows.setdefault(cell.adapter, []).append(row)
-    measure = "accuracy" if correct else "loss"
-    analysis = analyse(
-        {adapter: values[chosen] for adapter, chosen in rows.items()}, sizes[0], lower_is_better=not correct
-    )
+    rows = {cell.adapter: [row for row, one in enumerate(cells) if one.adapter == cell.adapter] for cell in cells}
+    measure, by_adapter = "accuracy" if correct else "loss", {adapter: values[own] for adapter, own in rows.items()}
+    analysis = analyse(by_adapter, sizes[0], lower_is_better=not correct)
     for row in analysis["adapters"]:
-        chosen = rows[row["adapter"]]
-        row["seeds"] = [cells[index - 1].seed for index in chosen]
-        row |= _cost([all_results[index - 1] for index in chosen])
-    n, total = len(indices), float(values[0].sum())
-    interval = wilson(round(total), n) if correct else bootstrap_mean(list(values[0]), list(sizes[0]))
+        own = rows[row["adapter"]]
+        row["seeds"] = [cells[index].seed for index in own]
+        row |= _cost([all_results[index] for index in own])
+    n, total = len(indices), float(values[-1].sum())
+    interval = wilson(round(total), n) if correct else bootstrap_mean(list(values[-1]), list(sizes[0]))
     once = [row["adapter"] for row in analysis["adapters"] if len(row["seeds"]) < 2]
     return {
         "measure": measure,
@@ -440,10 +434,8 @@ def write_page(path: Path, comparison: Mapping[str, Any]) -> None:
 
 def _chart(comparison: Mapping[str, Any]) -> str:
     """SVG: a row per adapter with its mean, its interval and a ring per seed; the base model is the dashed line."""
-    factor, label = (
-        (100, "accuracy, %") if comparison["measure"] == "accuracy" else (1, "held-out loss, nats per token")
-    )
-    rows = comparison["adapters"]
+    rows, accuracy = comparison["adapters"], comparison["measure"] == "accuracy"
+    factor, label = (100, "accuracy, %") if accuracy else (1, "held-out loss, nats per token")
 
     def draw(axes: Any) -> None:
         for y, row in enumerate(rows):

@@ -15,7 +15,6 @@ Printed, and written to judge.json beside the completions.
 """
 
 import argparse
-import copy
 import statistics
 import sys
 import time
@@ -60,20 +59,13 @@ class Answer:
 def read_answers(
     path: Path, *, stage: str | None, kind: str, rule: str, limit: int | None
 ) -> tuple[str, list[Answer], int]:
-    """One answer of every problem of a stage in a run's completions.jsonl.
+    """One answer of every problem of a stage in a run's completions.jsonl, right where its score named `rule` is 1.0.
 
-    Args:
-        path: the file; its records are described in `eval.metrics`.
-        stage: its name, or None for the last in the file.
-        kind: "greedy", or "sampled" for each problem's first sample.
-        rule: the score by which an answer is right, where it is 1.0; answers it could not grade are left out.
-        limit: read no more problems than this.
+    The stage is the last of the file where None is named, `kind` "sampled" takes each problem's first sample, and no
+    more problems than `limit` are read. Answers that the rule could not grade are left out. Returns the stage's name,
+    its answers, and how many do not parse or are too long for a judge to be asked.
 
-    Returns:
-        The stage's name, its answers, and how many do not parse or are too long for a judge to be asked.
-
-    Raises:
-        ValueError: no such file or stage, a line that is no record, no such score, or no answer to ask about.
+    Raises ValueError for no such file or stage, a line that is no record, no such score, or no answer to ask about.
     """
     if not path.is_file():
         raise ValueError(f"--from {path}: no such file, expected a run's completions.jsonl")
@@ -145,21 +137,14 @@ def change_with_length(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     return {"n": len(changes), "delta": _mean(changes), "ci95": rounded(bootstrap_mean(changes))}
 
 
-def correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, in [-1, 1]; None where either side does not vary."""
-    from scipy.stats import spearmanr
-
-    if len(set(scores)) < 2 or len(set(lengths)) < 2:
-        return None
-    return round(float(spearmanr(scores, lengths).statistic), 4)
-
-
 def measure_reward(name: str, judge: Judge, answers: Sequence[Answer], threshold: float) -> dict[str, Any]:
     """Agreement, length bias and cost of one of `REWARDS`, ready for JSON."""
+    from scipy.stats import spearmanr
+
     reward = REWARDS[name](judge)
-    before, began = copy.copy(judge.counts), time.monotonic()
+    judge.counts, began = Counts(), time.monotonic()
     scores = _ask(reward, [(answer, answer.text) for answer in answers])
-    cost = {"answers": len(answers), "seconds": round(time.monotonic() - began, 2), **_cost(before, judge.counts)}
+    cost = {"answers": len(answers), "seconds": round(time.monotonic() - began, 2), **_cost(judge.counts)}
     restated = [(answer, LONGER.format(answer.text)) for answer in answers]
     fitting = [i for i, (_, text) in enumerate(restated) if len(text) <= MAX_ANSWER_CHARACTERS]
     longer = dict(zip(fitting, _ask(reward, [restated[i] for i in fitting]), strict=True))
@@ -173,7 +158,8 @@ def measure_reward(name: str, judge: Judge, answers: Sequence[Answer], threshold
             if answers[i].right == is_right and short is not None and (long := longer.get(i)) is not None
         ]
         length[side] = change_with_length(pairs)
-    length["spearman_among_wrong"] = correlation([score for score, _ in wrong], [size for _, size in wrong])
+    vary = wrong and all(len(set(column)) > 1 for column in zip(*wrong, strict=True))
+    length["spearman_among_wrong"] = round(float(spearmanr(wrong).statistic), 4) if vary else None
     return {
         **agreement([score for _, score in judged], [answer.right for answer, _ in judged], threshold),
         "failed": len(answers) - len(judged),
@@ -230,13 +216,11 @@ def _ask(reward: Reward, said: Sequence[tuple[Answer, str]]) -> list[float | Non
     )
 
 
-def _cost(before: Counts, after: Counts) -> dict[str, Any]:
-    """The requests between two counts, and what one took, waiting for its turn included, where there was any."""
-    requests = after.requests - before.requests
-    cost: dict[str, Any] = {"requests": requests, "cached": after.cached - before.cached}
+def _cost(counts: Counts) -> dict[str, Any]:
+    """The requests, and what one took, waiting for its turn included, where there was any."""
+    cost: dict[str, Any] = {"requests": counts.requests, "cached": counts.cached}
     for name in ("seconds", "prompt_tokens", "reply_tokens"):
-        spent = getattr(after, name) - getattr(before, name)
-        cost[f"{name}_per_request"] = round(spent / requests, 4) if requests else None
+        cost[f"{name}_per_request"] = round(getattr(counts, name) / counts.requests, 4) if counts.requests else None
     return cost
 
 
@@ -257,11 +241,10 @@ def describe(name: str, found: Mapping[str, Any]) -> str:
             for side in ("right", "wrong")
             if (change := length[side])["n"]
         ]
-        lines.append(
-            f"  length: in {length['added_characters']} more characters, {' and '.join(moved) or 'no verdict'}"
-        )
+        told = " and ".join(moved) or "no verdict"
         if length["spearman_among_wrong"] is not None:
-            lines[-1] += f"; Spearman of score and length among wrong answers {length['spearman_among_wrong']:+.2f}"
+            told += f"; Spearman of score and length among wrong answers {length['spearman_among_wrong']:+.2f}"
+        lines.append(f"  length: in {length['added_characters']} more characters, {told}")
     lines.append(f"  cost: {cost['requests']} requests for {cost['answers']} answers, {cost['cached']} of them cached")
     if cost["requests"]:
         lines[-1] += f", in {cost['seconds']:.1f} s; a request: {cost['seconds_per_request']:.2f} s with its wait"
@@ -344,17 +327,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         print(describe(name, rewards[name]), flush=True)
     position = measure_position(judge, answers)
     print(describe_position(position))
-    return {
-        "judge": judge.name,
-        "stage": stage,
-        "kind": args.kind,
-        "rule": args.rule,
-        "threshold": args.threshold,
-        "answers": len(answers),
-        "left_out": left_out,
-        "rewards": rewards,
-        "position": position,
-    }
+    asked = {"judge": judge.name, "stage": stage, "kind": args.kind, "rule": args.rule, "threshold": args.threshold}
+    return {**asked, "answers": len(answers), "left_out": left_out, "rewards": rewards, "position": position}
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
 """The benchmark's arithmetic, its table and its rows; the measurement itself is `make bench-memory`."""
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from recipes.bench.pair_memory import PAIRS, Memory, judge, longest_pairs, table
 
-SFT = Memory(start_mib=800, peak_mib=1800, batch=[8, 81], tokens=631)
+
+def took(start: int, peak: int, **other: Any) -> Memory:
+    memory = {"start_mib": start, "peak_mib": peak, "above_mib": peak - start}
+    return memory | {"batch": [8, 81], "tokens": 631} | other
+
+
+SFT = took(800, 1800)
 
 
 def test_a_bar_is_judged_by_what_lies_above_the_start() -> None:
     memory = {
         "sft": SFT,
-        "dpo": replace(SFT, peak_mib=2050),  # 1,250 of 1,000: the bar itself
-        "dpo precomputed": replace(SFT, start_mib=700, peak_mib=1951),  # 1,251 of 1,000
-        "kto": replace(SFT, peak_mib=9800),
+        "dpo": took(800, 2050),  # 1,250 of 1,000: the bar itself
+        "dpo precomputed": took(700, 1951),  # 1,251 of 1,000
+        "kto": took(800, 9800),
     }
     assert [(row["whose"], row["ratio"], row["met"]) for row in judge(memory)] == [
         ("dpo", 1.25, True),
@@ -24,7 +30,7 @@ def test_a_bar_is_judged_by_what_lies_above_the_start() -> None:
 
 
 def test_no_ratio_of_different_tokens_is_judged() -> None:
-    for other in (replace(SFT, tokens=630), replace(SFT, batch=[8, 82])):
+    for other in (SFT | {"tokens": 630}, SFT | {"batch": [8, 82]}):
         with pytest.raises(RuntimeError, match=r"dpo had batches of \[8, 8.\] with 63. tokens, and sft of \[8, 81\]"):
             judge({"sft": SFT, "dpo": other})
         assert judge({"sft": SFT, "orpo": other})[0]["met"] is None
@@ -37,12 +43,12 @@ def test_nothing_is_judged_without_the_peer() -> None:
 def test_the_table_says_what_is_met_and_what_is_missed() -> None:
     memory = {
         "sft": SFT,
-        "dpo": replace(SFT, peak_mib=1900),
-        "dpo precomputed": replace(SFT, peak_mib=2400),
-        "orpo": replace(SFT, tokens=623, peak_mib=2400),
+        "dpo": took(800, 1900),
+        "dpo precomputed": took(800, 2400),
+        "orpo": took(800, 2400, tokens=623),
     }
     assert [" ".join(line.split()) for line in table(memory, judge(memory)).splitlines()] == [
-        "tokens start peak above",
+        "tokens start_mib peak_mib above_mib",
         "sft 631 800 1,800 1,000",
         "dpo 631 800 1,900 1,100",
         "dpo precomputed 631 800 2,400 1,600",
