@@ -85,17 +85,12 @@ def forward(model: Any, tokenizer: Any, rows: list[list[int]]) -> "torch.Tensor"
     """Logits (rows, tokens of the longest, vocabulary), in evaluation mode; padding stands on the right."""
     import torch
 
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id, device=model.device)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-        mask[number, : len(row)] = 1
+    padded = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt").to(model.device)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask).logits
+            logits = model(**padded).logits
     finally:
         model.train(was_training)
-    return logits[:, -longest:]  # prompt learning puts its virtual tokens before them
+    return logits[:, -max(map(len, rows)) :]  # prompt learning puts its virtual tokens before them

@@ -338,11 +338,7 @@ def _points(name: str, paired: Paired, n: int) -> str:
 
 
 def side_scores(
-    summaries: Sequence[Stage],
-    correct: str | None,
-    format: str | None,
-    beside: Collection[str] = (),
-    guard: str | None = None,
+    summaries: Sequence[Stage], correct: str | None, format: str | None, beside: Collection[str], guard: str | None
 ) -> list[str]:
     """The scores to tell beside what decides: those of `beside`, and those that no other figure of these stages holds,
     which are neither accuracy nor format rate nor guard nor part of a reward."""

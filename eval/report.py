@@ -7,6 +7,7 @@ everything is escaped, and a content security policy forbids scripts and request
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -150,16 +151,13 @@ def pick_problems(
     rows = [[found[name] for name in stages] for found in everywhere]
     if not rows or not stages:
         return [], ""
-
     if not judged_by:
         return rows[:SHOWN_PROBLEMS], f"The first {len(rows[:SHOWN_PROBLEMS])} of {len(rows)} problems."
-
-    def outcome(first: bool, last: bool) -> list[list[Record]]:
-        solved = [(_score_of(row[0], judged_by) == 1.0, _score_of(row[-1], judged_by) == 1.0) for row in rows]
-        return [row for row, found in zip(rows, solved, strict=True) if found == (first, last)]
-
-    gained, lost = outcome(False, True), outcome(True, False)
-    never, always = outcome(False, False), outcome(True, True)
+    solved: dict[tuple[bool, ...], list[list[Record]]] = defaultdict(list)  # by whether first, whether last
+    for row in rows:
+        solved[tuple(_score_of(record, judged_by) == 1.0 for record in (row[0], row[-1]))].append(row)
+    gained, lost = solved[False, True], solved[True, False]
+    never, always = solved[False, False], solved[True, True]
     turns = chain.from_iterable(chain(zip_longest(gained, lost), zip_longest(never, always)))
     chosen = [row for row in turns if row is not None][:SHOWN_PROBLEMS]
     called, done = ("pairs", "ranked right") if PREFERENCE in judged_by else ("problems", "solved")

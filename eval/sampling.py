@@ -56,13 +56,9 @@ class ModelSampler:
 
         FastLanguageModel.for_inference(self.model)
         self.tokenizer.padding_side = "left"  # the argument of this name does not reach the tokenizer
-        encoded = self.tokenizer.apply_chat_template(
-            prompts,
-            add_generation_prompt=True,
-            padding=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(self.model.device)
+        tensors = {"padding": True, "return_dict": True, "return_tensors": "pt"}
+        encoded = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, **tensors)
+        encoded = encoded.to(self.model.device)
         # A forked generator: how often a run evaluates must not change what it trains on.
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(seed)

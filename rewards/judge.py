@@ -10,6 +10,7 @@ says which of two is better (rewards/comparers.py). Between them stands `Judge`,
 4. Whatever a model or a data set wrote reaches the judge inside a `fence`.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -131,7 +132,7 @@ class Judge:
         self._recent: deque[bool] = deque(maxlen=RECENT)  # whether a verdict failed
         self._lock = threading.Lock()  # of the counts that threads change
         self._stopped = threading.Event()
-        self._told: set[str] = set()
+        self._tell_once = functools.cache(functools.partial(print, flush=True))
 
     def scores(self, rubric: Rubric, cases: Sequence[Case]) -> list[float | None]:
         """The score of every case in [0, 1]; None where the judge failed, was undecided or may not be asked any more.
@@ -266,11 +267,6 @@ class Judge:
             self._cache.set(key, json.dumps(verdict))
         except (sqlite3.Error, Timeout, OSError) as error:
             self._tell_once(f"The judge's cache in {self._folder} cannot be written ({error}): verdicts are not kept")
-
-    def _tell_once(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
-            print(line, flush=True)
 
 
 class _Once:

@@ -94,12 +94,10 @@ class Server:
             ) from error
         except (openai.OpenAIError, AttributeError, TypeError, ValueError):
             pass  # not every server keeps a list
-        if model in listed:
-            return model
-        if model is None:
-            if not listed:
-                raise ValueError(f"the server at {self.address} lists no model: name the one that shall judge")
-            return listed[0]
+        if model is None and not listed:
+            raise ValueError(f"the server at {self.address} lists no model: name the one that shall judge")
+        if model is None or model in listed:
+            return model or listed[0]
         # `transformers serve FOLDER` does not list its folder.
         try:
             self._complete(model, "Hi", 1, {})

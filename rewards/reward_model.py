@@ -101,11 +101,7 @@ def score(
 
     Longer texts are cut at `max_length` tokens. Batches are of similar lengths, and padded on the right.
     """
-
-    def read(batch: Any) -> Any:
-        return model(**batch.to(model.device)).logits[:, 0]
-
-    return _score(read, tokenizer, prompts, responses, max_length)
+    return _score(lambda batch: model(**batch.to(model.device)).logits[:, 0], tokenizer, prompts, responses, max_length)
 
 
 def prefer(folder: str) -> Prefer:
@@ -130,16 +126,12 @@ def reward(folder: str, model: Any = None) -> Reward:
 
     Prompts are messages, completions lists of one assistant message. Texts are cut at 1,024 tokens.
 
-    Args:
-        folder: adapter folder of a reward model.
-        model: the policy, a PeftModel over a causal language model. Where it stands on the reward model's own base
-            model it carries it too: as a frozen adapter "reward" beside its own and a head of one row, which a call
-            switches to and back, leaving the active adapter and all flags as they were; texts are then also cut at
-            the policy's own window. Save the policy with `selected_adapters`. Otherwise, which is printed with the
-            reason, a second trunk is loaded.
+    `model` is the policy, a PeftModel over a causal language model. Where it stands on the reward model's own base
+    model it carries it too: as a frozen adapter "reward" beside its own and a head of one row, which a call switches to
+    and back, leaving the active adapter and all flags as they were; texts are then also cut at the policy's own window.
+    Save the policy with `selected_adapters`. Otherwise, which is printed with the reason, a second trunk is loaded.
 
-    Raises:
-        ValueError: as `load`, or the adapter's weights are not those of its config.
+    Raises ValueError as `load`, and where the adapter's weights are not those of its config.
     """
     why = _why_apart(adapter_config(folder), model) if model is not None else None
     if why:

@@ -263,11 +263,11 @@ def test_scores_that_a_reward_sums_up_are_not_told_twice() -> None:
     for greedy in records[::3]:
         greedy["scores"] = greedy["scores"] | {"likeliest_option": 1.0}
     summary = summarise(records, **GSM8K)
-    assert side_scores([summary], "correctness_reward", "structure_reward") == ["likeliest_option"]
+    assert side_scores([summary], "correctness_reward", "structure_reward", (), None) == ["likeliest_option"]
     alone = summarise(measured("before", [(1.0, 2)], {"exact_match_reward": [1.0], "f1_reward": [0.5]}), **LOSS_ALONE)
-    assert side_scores([alone], "exact_match_reward", None) == ["f1_reward"]
+    assert side_scores([alone], "exact_match_reward", None, (), None) == ["f1_reward"]
     beside = ["structure_reward", "of_another_recipe"]
-    assert side_scores([summary], "correctness_reward", "steps_reward", beside) == [
+    assert side_scores([summary], "correctness_reward", "steps_reward", beside, None) == [
         "structure_reward",
         "likeliest_option",
     ]
@@ -326,7 +326,7 @@ def test_a_stage_that_only_a_reward_judges() -> None:
     assert (summary["greedy_reward"], summary["rewards"]) == (-1.5, {"pairrm_reward": 0.5})
     unmeasured = ("accuracy", "ci95", "loss", "loss_ci95", "perplexity", "sampled_accuracy", "format_rate")
     assert {summary[key] for key in unmeasured} == {None}
-    assert side_scores([summary], None, None) == []
+    assert side_scores([summary], None, None, (), None) == []
     json.dumps(summary, allow_nan=False)
 
 
@@ -358,7 +358,7 @@ def test_a_guard_is_measured_where_it_is_asked() -> None:
     assert (summary["n"], summary["accuracy"], summary["ungraded"]) == (2, 0.5, 1)
     assert (summary["guard_n"], summary["guard_rate"]) == (4, 0.5)  # only full marks count
     assert summary["guard_ci95"] == [round(end, 4) for end in wilson(2, 4)]
-    assert side_scores([summary], "refusal", None, guard="answers_harmless") == []
+    assert side_scores([summary], "refusal", None, (), "answers_harmless") == []
     assert not {name for name in summarise(stage("before", [1.0]), **GSM8K) if name.startswith("guard")}
 
 
