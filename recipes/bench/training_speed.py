@@ -65,15 +65,16 @@ def with_peft(
     """The same by transformers, which takes the `options`, and PEFT; to `classify`, a head writes one number."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(seed)
+    options = {"config": AutoConfig.from_pretrained(folder), "dtype": torch.bfloat16, **options}
     kind, task = AutoModelForCausalLM, "CAUSAL_LM"
     if classify:
         kind, task = AutoModelForSequenceClassification, "SEQ_CLS"
-        options["num_labels"] = 1
-    model = kind.from_pretrained(folder, **{"dtype": torch.bfloat16, **options})
-    return get_peft_model(model, LoraConfig(**lora, task_type=task)), AutoTokenizer.from_pretrained(folder)
+        options["config"].num_labels = 1
+    model = get_peft_model(kind.from_pretrained(folder, **options), LoraConfig(**lora, task_type=task))
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def settings(output: str, seed: int = SEED) -> dict[str, Any]:
