@@ -18,8 +18,9 @@ setup: $(READY) ## make .venv with the pinned environment; TORCH_INDEX=… names
 demo: setup ## run the main job on the embedded model: no GPU, no downloads; ARGS="…" adds arguments
 	.venv/bin/python recipes/gsm8k_grpo.py $(ARGS)
 
+# Two processes of one thread each: on two cores, half as long again as the other way round, and the same on every machine.
 test: setup ## run every test of the default environment
-	.venv/bin/python -m pytest -m "not vllm and not real_rows"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not vllm and not real_rows" -n 2 --dist loadfile
 
 test-real: setup ## read full datasets: ROWS=FOLDER with gsm8k_train.jsonl and ai2_arc_challenge_train.jsonl
 	TUNEBOOK_REAL_ROWS="$(ROWS)" .venv/bin/python -m pytest -m real_rows

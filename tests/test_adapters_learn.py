@@ -61,7 +61,7 @@ def train(adapter: Adapter, model: Any, tokenizer: Any, run: Run) -> None:
         learning_rate=LEARNING_RATES.get(adapter, 5e-3),
         completion_only_loss=True,
     )
-    assert run.train(SFTTrainer(model, config, train_dataset=examples(TAUGHT), processing_class=tokenizer))
+    assert run.training.train(SFTTrainer(model, config, train_dataset=examples(TAUGHT), processing_class=tokenizer))
 
 
 @pytest.mark.parametrize("adapter", get_args(Adapter))
@@ -83,7 +83,8 @@ def test_an_adapter_lowers_the_loss_of_held_out_answers(
     for name, value in model.named_parameters():
         assert name not in frozen or torch.equal(value, frozen[name]), f"{name} was frozen and changed"
 
-    trained[adapter] = (run.folder / "adapter", last_logits(model, tokenizer))
+    saved = run.training.save_adapter("adapter", model, tokenizer)
+    trained[adapter] = (saved, last_logits(model, tokenizer))
 
 
 def last_logits(model: Any, tokenizer: Any) -> list[float]:

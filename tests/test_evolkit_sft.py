@@ -10,6 +10,7 @@ import pytest
 
 from data import evolkit
 from recipes import evolkit_sft
+from recipes.common import adapters
 from recipes.common.model_table import BASE_TEMPLATE, MODELS
 from recipes.common.supervision import audit
 
@@ -79,7 +80,7 @@ def test_the_end_of_the_answer_is_supervised_once(small_opt: Path, tmp_path: Pat
 
 def test_a_trained_model_stops(small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     audits: list[dict[str, Any]] = []
-    monkeypatch.setattr(evolkit_sft, "audit", lambda *a, **kw: audits.append(audit(*a, **kw)))
+    monkeypatch.setattr(adapters, "audit", lambda *a, **kw: audits.append(audit(*a, **kw)))
     args = replace(
         evolkit_sft.ON_CPU,
         model=str(small_opt),

@@ -32,7 +32,9 @@ def train(nano: Any, model: Any, tokenizer: Any, reward: Any, folder: Path, **ch
     config.micro_batch_size = 80
     rows = concatenate_datasets([nano.dataset()] * 8)
     sampler = ModelSampler(model, tokenizer, batch_size=80)
-    assert run.train(PPOTrainer(model, reward, config, sampler, train_dataset=rows, processing_class=tokenizer))
+    assert run.training.train(
+        PPOTrainer(model, reward, config, sampler, train_dataset=rows, processing_class=tokenizer)
+    )
     return run
 
 

@@ -124,7 +124,7 @@ def test_a_method_ranks_pairs_it_never_saw(name: str, repeater: Any, tmp_path: P
     if "ref" in model.peft_config:
         switch_off_reference(built)
     frozen = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
-    assert run.train(built)
+    assert run.training.train(built)
     after = figures()
 
     assert abs(accuracy(before) - 0.5) <= BOTH_WAYS

@@ -8,21 +8,29 @@ from typing import Any
 
 import pytest
 
-from recipes.common.models import resolve
 from recipes.common.run import Run
 
 pytestmark = pytest.mark.usefixtures("unsloth")  # before transformers, which the callbacks import
-SPEC = resolve("smollm2-135m")
 STEPS = 40
 
 
 @dataclass(frozen=True)
 class Args:
     output_dir: str
+    model: str = "smollm2-135m"
     resume: bool = False
     max_hours: float | None = None
+    max_steps: int = STEPS
+    num_train_epochs: float | None = None
+    save_steps: float = 0.1
     seed: int = 1
     report_to: str = "none"
+    run_name: str | None = None
+    push_to_hub: str | None = None
+
+
+def open_run(recipe: str, *args: Any, **kwargs: Any) -> Run:
+    return Run.open(recipe, Args(*args, **kwargs), correct=None, format=None)
 
 
 def falling(step: int) -> dict[str, float]:
@@ -53,7 +61,7 @@ def trainer(run: Run, script: Callable[[int], dict[str, float]], callbacks: Iter
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             super().log(logs | (script(self.state.global_step) if "loss" in logs else {}), start_time)
 
-    settings = TrainingArguments(**run.trainer_settings("dpo"), max_steps=STEPS, remove_unused_columns=False)
+    settings = TrainingArguments(**run.trainer_settings("dpo"), remove_unused_columns=False)
     rows = [{"x": torch.ones(1)}] * 8
     return Scripted(Weight(), settings, train_dataset=rows, callbacks=list(callbacks))
 
@@ -61,19 +69,24 @@ def trainer(run: Run, script: Callable[[int], dict[str, float]], callbacks: Iter
 def test_what_is_watched_reaches_the_lines_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from recipes.common.callbacks import KLProbe, LikelihoodWatch
 
-    run = Run.open("toy_dpo", SPEC, Args(str(tmp_path)))
+    run = open_run("toy_dpo", str(tmp_path))
     divergences = iter([0.1, 0.2, 0.3, 0.4])
     watched = trainer(
         run, falling, [KLProbe(lambda: next(divergences), every=12), LikelihoodWatch(0.2, remedy="--sft-weight 0.1")]
     )
-    assert run.train(watched)
+    assert run.training.train(watched)
 
-    assert {line["step"]: line["kl"] for line in run.metrics() if "kl" in line} == {12: 0.1, 24: 0.2, 36: 0.3, 40: 0.4}
-    (warned,) = [line for line in run.metrics() if "warning" in line]
+    assert {line["step"]: line["kl"] for line in run.training.metrics() if "kl" in line} == {
+        12: 0.1,
+        24: 0.2,
+        36: 0.3,
+        40: 0.4,
+    }
+    (warned,) = [line for line in run.training.metrics() if "warning" in line]
     # Means of five: from -200 to -250 at step 22; the rejected ones fall twice as fast.
     assert warned["step"] == 22
     assert "chosen -200 to -250 (25 % lower) and rejected -220 to -320 (45 % lower)" in warned["warning"]
-    assert warned["warning"].endswith("try --sft-weight 0.1, an SFT term on the chosen responses.")
+    assert warned["warning"].endswith("try --sft-weight 0.1.")
     out = capsys.readouterr().out
     assert out.count("Warning: ") == 1
     assert f"Warning: {warned['warning']}\n" in out
@@ -89,13 +102,13 @@ def test_a_resumed_run_does_not_warn_again(tmp_path: Path, capsys: pytest.Captur
             raise KeyboardInterrupt
         return falling(step)
 
-    run = Run.open("toy_dpo", SPEC, Args(str(tmp_path)))
+    run = open_run("toy_dpo", str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        run.train(trainer(run, cut_off, [LikelihoodWatch(0.2, remedy="--sft-weight 0.1")]))
-    resumed = Run.open("toy_dpo", SPEC, Args(str(tmp_path), resume=True))
-    assert resumed.train(trainer(resumed, falling, [LikelihoodWatch(0.2, remedy="--sft-weight 0.1")]))
-    assert [line["step"] for line in resumed.metrics()] == list(range(1, STEPS + 1))
-    assert [line["step"] for line in resumed.metrics() if "warning" in line] == [22]
+        run.training.train(trainer(run, cut_off, [LikelihoodWatch(0.2, remedy="--sft-weight 0.1")]))
+    resumed = open_run("toy_dpo", str(tmp_path), resume=True)
+    assert resumed.training.train(trainer(resumed, falling, [LikelihoodWatch(0.2, remedy="--sft-weight 0.1")]))
+    assert [line["step"] for line in resumed.training.metrics()] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in resumed.training.metrics() if "warning" in line] == [22]
     assert capsys.readouterr().out.count("Warning: ") == 1
 
 
@@ -104,16 +117,16 @@ def test_the_remedy_is_the_recipes_own_and_growing_margins_alone_are_no_reason(
 ) -> None:
     from recipes.common.callbacks import LikelihoodWatch
 
-    run = Run.open("toy_kto", SPEC, Args(str(tmp_path)))
+    run = open_run("toy_kto", str(tmp_path))
     healthy = trainer(
         run,
         lambda step: falling(step) | {"logps/chosen": -200.0 + step},
         [LikelihoodWatch(0.2, remedy="--sft-weight 0.1")],
     )
-    assert run.train(healthy)
+    assert run.training.train(healthy)
     assert "Warning" not in capsys.readouterr().out
-    run = Run.open("toy_kto", SPEC, Args(str(tmp_path)))
-    run.train(trainer(run, falling, [LikelihoodWatch(0.2, remedy="a higher --beta")]))
+    run = open_run("toy_kto", str(tmp_path))
+    run.training.train(trainer(run, falling, [LikelihoodWatch(0.2, remedy="a higher --beta")]))
     assert "try a higher --beta.\n" in capsys.readouterr().out
 
 
