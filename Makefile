@@ -18,7 +18,7 @@ setup: $(READY) ## make .venv with the pinned environment; TORCH_INDEX=… names
 demo: setup ## run the main job on the embedded model: no GPU, no downloads; ARGS="…" adds arguments
 	.venv/bin/python recipes/gsm8k_grpo.py $(ARGS)
 
-# Two processes of one thread each: on two cores, half as long again as the other way round, and the same on every machine.
+# Two processes of one thread each: no result depends on the number of cores.
 test: setup ## run every test of the default environment
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not vllm and not real_rows" -n 2 --dist loadfile
 
