@@ -430,7 +430,7 @@ class Args(RunArgs):
     """As --field says"""
 
 def main(args):
-    from recipes.common.library import Watch
+    from recipes.common.shelf import Watch
 
     """Not told: --docstring."""
     library.check(args.path)
@@ -444,7 +444,7 @@ def test_flags_that_are_told() -> None:
     )
     sources = {
         "recipes.a_sft": TELLER,
-        "recipes.common.library": LIBRARY,
+        "recipes.common.shelf": LIBRARY,
         "recipes.common.args": FLAGS,
         "eval.files": files,
     }
@@ -453,9 +453,9 @@ def test_flags_that_are_told() -> None:
         **{flag: {"recipes.a_sft"} for flag in ("deep", "mine")},
         "field": {"recipes.a_sft.Args"},
         "resume": {"recipes.common.args.RunArgs"},
-        **{flag: {"recipes.common.library.check"} for flag in ("check", "no-check")},
-        "constant": {"recipes.common.library.LATER"},
-        "method": {"recipes.common.library.Watch"},
+        **{flag: {"recipes.common.shelf.check"} for flag in ("check", "no-check")},
+        "constant": {"recipes.common.shelf.LATER"},
+        "method": {"recipes.common.shelf.Watch"},
         "output-dir": {"eval.files.write"},
     }
     # A module that is passed on as a whole may be asked for anything.
