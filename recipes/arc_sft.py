@@ -29,7 +29,7 @@ from data import arc
 from data.prompts import LETTERS
 from eval.likelihood import completion_nll, option_logprobs
 from recipes.common import adapters, cli, machine
-from recipes.common.args import SFTArgs, split_batch
+from recipes.common.args import Schedule, SFTArgs, split_batch
 from recipes.common.run import Run
 from rewards.contract import Reward
 from rewards.qa import choice_reward
@@ -44,7 +44,7 @@ class Args(SFTArgs):
     """hub (allenai/ai2_arc, Challenge), sample (96 questions of our own), or a .jsonl or .parquet in ARC's schema"""
     max_length: int = 512  # the longest of 500 ARC-Challenge train rows has 217 in SmolLM2's
     lora_rank: int = 16
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Schedule = "linear"
     weight_decay: float = 0.0
     max_steps: int = 210  # 210 x 16 rows are three epochs of ARC-Challenge's 1,119
     batch_size: int = 16

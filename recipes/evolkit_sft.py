@@ -28,7 +28,7 @@ from data import evolkit
 from data.prompts import leave_out_long
 from eval.methods import Adapter
 from recipes.common import adapters, cli, machine
-from recipes.common.args import SFTArgs, split_batch
+from recipes.common.args import Schedule, SFTArgs, split_batch
 from recipes.common.models import resolve
 from recipes.common.run import Run
 from rewards.contract import Reward
@@ -47,7 +47,7 @@ class Args(SFTArgs):
     max_answer: int = 256
     """Longest completion in tokens that is written for evaluation"""
     lora_rank: int = 16
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Schedule = "linear"
     weight_decay: float = 0.0
     max_steps: int = 1000  # x 16 rows are a quarter of an epoch of its 74,180
     batch_size: int = 16

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import factscore
 from data.prompts import with_passages
 from recipes.common import adapters, cli, machine
-from recipes.common.args import SFTArgs, split_batch
+from recipes.common.args import Schedule, SFTArgs, split_batch
 from recipes.common.run import Run
 from rewards.contract import Reward
 from rewards.qa import f1_reward
@@ -43,7 +43,7 @@ class Args(SFTArgs):
     """Budget in tokens for the passages of one prompt"""
     max_length: int = 896
     lora_rank: int = 16
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Schedule = "linear"
     weight_decay: float = 0.0
     max_steps: int = 85  # 85 x 16 rows are three epochs of its 450 people
     batch_size: int = 16

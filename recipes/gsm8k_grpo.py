@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 
 from data import gsm8k
 from recipes.common import cli, machine
-from recipes.common.args import GRPOArgs, split_batch
+from recipes.common.args import GRPOArgs, Schedule, split_batch
 from recipes.common.grpo import assessment, load_policy, warm_start
 from recipes.common.run import Run
 from rewards.contract import Reward
@@ -49,7 +49,7 @@ class Args(GRPOArgs):
     """hub (openai/gsm8k), sample (short problems of our own), or a .jsonl or .parquet in GSM8K's schema"""
     lora_rank: int = 32
     learning_rate: float = 1e-5  # ten times what full training takes
-    lr_scheduler_type: str = "constant"
+    lr_scheduler_type: Schedule = "constant"
     weight_decay: float = 0.0
     max_steps: int = 250  # x 8 problems: a quarter of GSM8K's 7,473
     sft_steps: int = 0  # instruct models of 1B and more write the tags when asked

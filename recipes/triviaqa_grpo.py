@@ -27,7 +27,7 @@ from data import triviaqa
 from data.evidence import worked_examples
 from data.prompts import with_passages
 from recipes.common import cli, judging, machine
-from recipes.common.args import GRPOArgs, JudgeArgs, split_batch
+from recipes.common.args import GRPOArgs, JudgeArgs, Schedule, split_batch
 from recipes.common.grpo import assessment, load_policy, warm_start
 from recipes.common.run import Run
 from rewards.contract import Reward
@@ -68,7 +68,7 @@ class Args(JudgeArgs, GRPOArgs):
     """Budget of the passages in a prompt, of some 75 tokens each"""
     lora_rank: int = 32
     learning_rate: float = 1e-5  # ten times what full training takes
-    lr_scheduler_type: str = "constant"
+    lr_scheduler_type: Schedule = "constant"
     weight_decay: float = 0.0
     max_steps: int = 250
     sft_steps: int = 0  # instruct models of 1B and more write the tags when asked

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 
 from data import triviaqa
 from recipes.common import adapters, cli, machine
-from recipes.common.args import SFTArgs, split_batch
+from recipes.common.args import Schedule, SFTArgs, split_batch
 from recipes.common.run import Run
 from rewards.contract import Reward
 from rewards.qa import exact_match_reward, f1_reward
@@ -38,7 +38,7 @@ class Args(SFTArgs):
     """hub (mandarjoshi/trivia_qa), sample (72 questions of our own), or a .jsonl or .parquet in its schema"""
     max_length: int = 256
     lora_rank: int = 16
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Schedule = "linear"
     weight_decay: float = 0.0
     max_steps: int = 500  # 500 x 16 = 8,000 rows of TriviaQA's 138,384
     batch_size: int = 16

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import ultrafeedback
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
-from recipes.common.args import PreferenceArgs, split_batch
+from recipes.common.args import PreferenceArgs, Schedule, split_batch
 from recipes.common.models import load
 from recipes.common.preference import assessment, check_and_watch, pairs, reference_name
 from recipes.common.run import Run
@@ -53,7 +53,7 @@ class Args(PreferenceArgs):
     precompute_ref: bool = False
     """Compute the reference's log-probabilities once, before training: a pass less in each step"""
     learning_rate: float = 5e-6  # ten times the handbook's for training every weight
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: Schedule = "cosine"
     weight_decay: float = 0.0
     max_steps: int = 3820  # 3,820 x 16 pairs are one epoch of 61,135
     batch_size: int = 16

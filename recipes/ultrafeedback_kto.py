@@ -26,7 +26,7 @@ from data import ultrafeedback
 from data.preferences import label_weights, unpaired
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
-from recipes.common.args import PreferenceArgs, split_batch
+from recipes.common.args import PreferenceArgs, Schedule, split_batch
 from recipes.common.models import load
 from recipes.common.preference import assessment, check_and_watch, reference_name
 from recipes.common.run import Run
@@ -43,7 +43,7 @@ class Args(PreferenceArgs):
     precompute_ref: bool = False
     """Compute the reference's log-probabilities once, before training: a pass less in each step"""
     learning_rate: float = 5e-7  # of TRL's QLoRA example, as the rank; the paper's 5e-6 is for batches of 32
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: Schedule = "cosine"
     weight_decay: float = 0.0
     max_steps: int = 15_283  # x 8 rows are one epoch of 61,135 pairs
     batch_size: int = 8

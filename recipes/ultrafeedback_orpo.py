@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import ultrafeedback
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
-from recipes.common.args import PreferenceArgs, split_batch
+from recipes.common.args import PreferenceArgs, Schedule, split_batch
 from recipes.common.models import load
 from recipes.common.preference import assessment, check_and_watch, rendered
 from recipes.common.run import Run
@@ -41,7 +41,7 @@ class Args(PreferenceArgs):
     beta: float = 0.1
     """Weight of the odds ratio beside the SFT loss (the paper's lambda)"""
     learning_rate: float = 8e-5  # of TRL's LoRA example
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Schedule = "linear"
     weight_decay: float = 0.0
     max_steps: int = 7641  # x 8 pairs are one epoch of 61,135
     batch_size: int = 8

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 
 from data import ultrafeedback
 from recipes.common import cli, judging, machine
-from recipes.common.args import PPOArgs
+from recipes.common.args import PPOArgs, Schedule
 from recipes.common.grpo import assessment, load_policy
 from recipes.common.preference import reference_name
 from recipes.common.run import Run
@@ -45,7 +45,7 @@ class Args(PPOArgs):
     lora_rank: int = 32  # of the policy's adapter and of the value function's
     learning_rate: float = 1e-5
     value_learning_rate: float = 1e-4
-    lr_scheduler_type: str = "constant"
+    lr_scheduler_type: Schedule = "constant"
     weight_decay: float = 0.0
     max_steps: int = 500  # x 64 are half an epoch of 61,135
     batch_size: int = 64

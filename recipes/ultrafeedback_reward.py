@@ -28,7 +28,7 @@ from eval.metrics import PREFERENCE
 from eval.pairs import reward_records
 from eval.results import Records
 from recipes.common import cli, machine
-from recipes.common.args import RewardArgs, split_batch
+from recipes.common.args import RewardArgs, Schedule, split_batch
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import lora_targets, repair_tokenizer, weights_source
 from recipes.common.preference import pairs
@@ -44,7 +44,7 @@ class Args(RewardArgs):
     """hub (HuggingFaceH4/ultrafeedback_binarized), hub-raw (openbmb/UltraFeedback), sample, or a file of either"""
     lora_rank: int = 16
     learning_rate: float = 1e-4  # TRL's default, for LoRA
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: Schedule = "cosine"
     weight_decay: float = 0.0
     max_steps: int = 3820  # x 16 pairs are one epoch of 61,135
     batch_size: int = 16
@@ -74,7 +74,7 @@ def load_model(args: Args, spec: ModelSpec) -> tuple[Any, Any]:
         r=args.lora_rank,
         lora_alpha=args.lora_alpha or args.lora_rank,
         lora_dropout=args.lora_dropout,
-        target_modules=lora_targets(args, spec),
+        target_modules=lora_targets(args, spec, trunk),
         modules_to_save=["score"],
     )
     return get_peft_model(trunk, config, revision=spec.revision), tokenizer

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repo root first:
 from data import webgpt
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
-from recipes.common.args import PreferenceArgs, split_batch
+from recipes.common.args import PreferenceArgs, Schedule, split_batch
 from recipes.common.models import load
 from recipes.common.preference import assessment, check_and_watch, pairs, reference_name
 from recipes.common.run import Run
@@ -52,7 +52,7 @@ class Args(PreferenceArgs):
     precompute_ref: bool = False
     """Compute the reference's log-probabilities once, before training: a pass less in each step"""
     learning_rate: float = 5e-6  # of Unsloth's Zephyr notebook, as beta, rank and batch
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Schedule = "linear"
     weight_decay: float = 0.0
     max_steps: int = 1500
     batch_size: int = 8

@@ -33,7 +33,8 @@ NOT_TO_PASS: dict[str, set[str]] = {
     "recipes.common.cli.RENAMED": {
         *("warmup-steps", "sft-steps", "warmup-learning-rate", "sft-learning-rate", "judge", "compare-with")
     },
-    "recipes.common.models.start_from": {"start-from"},  # called where there is one
+    "recipes.common.models.start_from": {"start-from"},  # called where there is one, as the next
+    "recipes.common.args.split_batch": {"per-device-train-batch-size", "gradient-accumulation-steps"},
     "recipes.common.args.GRPOArgs": {"prompts-per-step", "num-generations"},  # a type that PPO's policy names too
 }
 
@@ -422,7 +423,7 @@ TELLER = '''
     python -m recipes.tools.plan --other
     python recipes/b_sft.py --other
 """
-from recipes.common import library
+from recipes.common import shelf
 from recipes.common.args import RunArgs
 
 class Args(RunArgs):
@@ -433,7 +434,7 @@ def main(args):
     from recipes.common.shelf import Watch
 
     """Not told: --docstring."""
-    library.check(args.path)
+    shelf.check(args.path)
     trainer.add(Watch())
 '''
 
@@ -459,6 +460,6 @@ def test_flags_that_are_told() -> None:
         "output-dir": {"eval.files.write"},
     }
     # A module that is passed on as a whole may be asked for anything.
-    sources["recipes.a_sft"] = "from recipes.common import library\nCHOICES = [library]"
+    sources["recipes.a_sft"] = "from recipes.common import shelf\nCHOICES = [shelf]"
     told = house.flags_told(house.read_modules(sources)["recipes.a_sft"])
     assert {"unused", "old", "new", "method"} <= {*told} and not {"docstring", "porcelain", "untracked-files"} & {*told}

@@ -7,11 +7,28 @@ a recipe that only chooses another default says why in a comment.
 
 import math
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, Literal, Self, get_args
 
 from eval.methods import Adapter
 from recipes.common.model_table import default_alias
 from recipes.common.rollouts import Choice
+
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt"]
+TRACKERS = ("none", "wandb", "trackio", "tensorboard")
+# The least that a flag takes, and those that take any number above 0.
+AT_LEAST = {
+    **dict.fromkeys(("lora_rank", "lora_alpha", "virtual_tokens", "max_steps", "max_length"), 1),
+    **dict.fromkeys(("batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("prompts_per_step", "minibatch_size", "ppo_epochs", "max_completion_length"), 1),
+    **dict.fromkeys(("max_prompt_length", "eval_problems", "eval_pairs", "eval_prompts"), 1),
+    **dict.fromkeys(("seed", "show_tokens", "sft_steps", "weight_decay", "beta", "lora_dropout"), 0),
+    "num_generations": 2,
+}
+ABOVE_ZERO = {
+    *("learning_rate", "value_learning_rate", "sft_learning_rate"),
+    *("num_train_epochs", "save_steps", "max_hours"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +66,7 @@ class RunArgs:
 @dataclass(frozen=True, kw_only=True)
 class LoraArgs:
     model: str = default_alias(gpu=True)
-    """phi-4, llama-3.2-3b or any alias of common/model_table.py, a hub id or a local folder"""
+    """phi-4, llama-3.2-3b or any alias of recipes/common/model_table.py, a hub id or a local folder"""
     source: str = "hub"
     """Where rows come from: the hub, our own sample, or a file in the data set's schema"""
     lora_rank: int
@@ -80,8 +97,8 @@ class TrainArgs:
     """Updates"""
     num_train_epochs: float | None = None
     """Passes over the training rows, in place of --max-steps"""
-    lr_scheduler_type: str
-    """How the learning rate goes on: constant, linear or cosine (down to 0), or any of transformers'"""
+    lr_scheduler_type: Schedule
+    """How the learning rate goes on; linear and cosine fall to 0"""
     weight_decay: float
     """Of AdamW"""
 
@@ -237,6 +254,31 @@ class SFTArgs(RunArgs, AuditArgs, BatchArgs, LoraArgs):
     @property
     def load_in_4bit(self) -> bool:
         return self.adapter == "qlora"
+
+
+def check_flags(args: Any) -> None:
+    """Raise ValueError, in one sentence, before anything is loaded: for a number that a flag does not take, a tracker
+    that is not there, or batches that do not make an update."""
+    for name, value in vars(args).items():
+        flag, least = f"--{name.replace('_', '-')} {value}", AT_LEAST.get(name)
+        if value is None:
+            continue
+        if least is not None and not least <= value < math.inf:
+            raise ValueError(f"{flag}: expected {least} or more")
+        if name in ABOVE_ZERO and not 0 < value < math.inf:
+            raise ValueError(f"{flag}: expected a number above 0")
+        if name == "lora_dropout" and value >= 1:
+            raise ValueError(f"{flag}: expected a share below 1")
+        if name == "save_steps" and value > 1 and value != int(value):
+            raise ValueError(f"{flag}: expected a whole number, or a share of the run below 1")
+        if name == "report_to" and value not in TRACKERS:
+            raise ValueError(f"{flag}: expected one of {', '.join(TRACKERS)}")
+        if name == "report_to" and value != "none" and find_spec(value) is None:
+            raise ValueError(
+                f"{flag} needs that package: run `.venv/bin/python -m pip install {value}`, or leave it out"
+            )
+    if hasattr(args, "per_device_train_batch_size"):
+        split_batch(args, at_once=1)
 
 
 def split_batch(args: Any, *, at_once: int) -> dict[str, int]:

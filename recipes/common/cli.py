@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from recipes.common.args import check_flags
 from recipes.common.machine import REPOSITORY, has_gpu, quiet_libraries
 from recipes.common.models import resolve
 
@@ -37,12 +38,15 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
     if sentence := renamed(sys.argv[1:], vars(defaults)):
         sys.exit(_say(sentence, 2))
     args = tyro.cli(type(defaults), default=defaults, description=sys.modules[main.__module__].__doc__)
-    if not has_gpu():
+    if args.smoke:
+        print("Smoke run: a tiny random model starts, is stopped in each phase and resumed; its figures mean nothing.")
+    elif not has_gpu():
         took = re.findall(r"\b\d+ min\b", sys.modules[main.__module__].__doc__ or "")
         like = f" The run that --help tells of took {took[-1]}." if took else ""
         print(f"No GPU found: training {args.model} on the CPU.{like}")
     quiet_libraries()
     try:
+        check_flags(args)
         resolve(args.model)  # a name that nobody knows is told before any row is read
         if args.smoke:
             from recipes.common.stand_ins.tiny import tiny_folder

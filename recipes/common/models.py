@@ -102,7 +102,7 @@ def load(args: Any, spec: ModelSpec, *, max_seq_length: int, engine: str = "mode
         lora_alpha=args.lora_alpha or args.lora_rank,
         lora_dropout=args.lora_dropout,
         use_dora=adapter == "dora",
-        target_modules=lora_targets(args, spec),
+        target_modules=lora_targets(args, spec, model),
         use_gradient_checkpointing="unsloth" if machine.has_gpu() else False,
         random_state=args.seed,
     )
@@ -147,9 +147,21 @@ def start_from(model: Any, folder: str) -> None:
         )
 
 
-def lora_targets(args: Any, spec: ModelSpec) -> list[str]:
-    """The layers that LoRA adapts: `--lora-target-modules`, or every projection of the model."""
-    return list(args.lora_target_modules or spec.lora_targets)
+def lora_targets(args: Any, spec: ModelSpec, model: Any) -> list[str]:
+    """The layers that LoRA adapts: `--lora-target-modules`, or every projection of the model.
+
+    Raises:
+        ValueError: the model has no layer of a name that the flag gives; PEFT passes over it where others fit.
+    """
+    if not args.lora_target_modules:
+        return list(spec.lora_targets)
+    layers = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if unknown := [name for name in args.lora_target_modules if name not in layers]:
+        raise ValueError(
+            f"--lora-target-modules: {spec.alias} has no layer named {unknown[0]}; its projections are "
+            f"{', '.join(spec.lora_targets)}"
+        )
+    return list(args.lora_target_modules)
 
 
 def repair_tokenizer(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec) -> None:

@@ -5,6 +5,7 @@ import inspect
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from recipes.common.args import (
     RewardArgs,
     RunArgs,
     SFTArgs,
+    check_flags,
     split_batch,
 )
 from recipes.common.cli import explain
@@ -141,3 +143,47 @@ def test_help_explains_every_flag(name: str) -> None:
     parser = tyro.extras.get_parser(recipe(name).Args, default=recipe(name).ON_CPU)
     bare = [action.dest for action in parser._actions if not (action.help or "").partition("(default")[0].strip()]
     assert bare == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"max_steps": 0}, "--max-steps 0: expected 1 or more"),
+        ({"lora_rank": -1}, "--lora-rank -1: expected 1 or more"),
+        ({"num_train_epochs": 0.0}, "--num-train-epochs 0.0: expected a number above 0"),
+        ({"num_train_epochs": -1.0}, "--num-train-epochs -1.0: expected a number above 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan: expected a number above 0"),
+        ({"weight_decay": -1.0}, "--weight-decay -1.0: expected 0 or more"),
+        ({"num_generations": 1}, "--num-generations 1: expected 2 or more"),
+        ({"max_completion_length": 0}, "--max-completion-length 0: expected 1 or more"),
+        ({"sft_steps": -1}, "--sft-steps -1: expected 0 or more"),
+        ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps 0: expected 1 or more"),
+        ({"max_hours": 0.0}, "--max-hours 0.0: expected a number above 0"),
+        ({"lora_dropout": 2.0}, "--lora-dropout 2.0: expected a share below 1"),
+        ({"save_steps": 2.5}, "--save-steps 2.5: expected a whole number, or a share of the run below 1"),
+        ({"save_steps": 0.0}, "--save-steps 0.0: expected a number above 0"),
+        ({"report_to": "nonsense"}, "--report-to nonsense: expected one of none, wandb, trackio, tensorboard"),
+        (
+            {"report_to": "wandb"},
+            "--report-to wandb needs that package: run `.venv/bin/python -m pip install wandb`, or leave it",
+        ),
+        (
+            {"per_device_train_batch_size": 3},
+            "--per-device-train-batch-size 3 x --gradient-accumulation-steps 10 are 30 rows per update, where 32 are "
+            "asked for: give numbers that make 32, or another number of rows",
+        ),
+    ],
+)
+def test_a_number_that_no_flag_takes_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+    from recipes import gsm8k_grpo
+
+    check_flags(gsm8k_grpo.ON_CPU)
+    with pytest.raises(ValueError) as refused:
+        check_flags(replace(gsm8k_grpo.ON_CPU, **changes))
+    assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipes_own_defaults_pass(name: str) -> None:
+    check_flags(recipe(name).Args())
+    check_flags(recipe(name).ON_CPU)
