@@ -165,7 +165,7 @@ def test_help_explains_every_flag(name: str) -> None:
         ({"report_to": "nonsense"}, "--report-to nonsense: expected one of none, wandb, trackio, tensorboard"),
         (
             {"report_to": "wandb"},
-            "--report-to wandb needs that package: run `.venv/bin/python -m pip install wandb`, or leave it",
+            "--report-to wandb needs that package: run `.venv/bin/python -m pip install wandb`, or leave it out",
         ),
         (
             {"per_device_train_batch_size": 3},
