@@ -2,8 +2,9 @@
 
 python tests/start_driver.py MODEL OUTPUT RECIPE...
 
-Prints, as the last line, for each recipe: the code and the words that its `--help` ends with, which heavy packages have
-been imported by then, and those that Unsloth patches and that are there before it where a run comes to import it.
+Prints, as the last line, for each recipe: the code and the words that its `--help` ends with, which heavy packages and
+how many modules have been imported by then, and those that Unsloth patches and that are there before it where a run
+comes to import it.
 """
 
 import importlib
@@ -40,7 +41,8 @@ def ask_for_help(name: str) -> dict[str, object]:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as end:
             code = end.code
-    return {"code": code, "help": printed.getvalue(), "heavy": sorted(HEAVY & set(sys.modules))}
+    heavy = sorted(HEAVY & set(sys.modules))
+    return {"code": code, "help": printed.getvalue(), "heavy": heavy, "modules": len(sys.modules)}
 
 
 def before_unsloth(name: str, model: str, output: str) -> list[str] | None:

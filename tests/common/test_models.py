@@ -512,19 +512,11 @@ def test_an_adapter_of_an_older_peft_fits(adapter: tuple[Path, Any], fresh: Any,
     start_from(fresh, str(tmp_path))
 
 
-def test_importing_the_table_is_cheap_and_pulls_in_nothing_heavy():
-    # CPU time, since the machine may be busy; without the standard library, which every recipe pays for.
-    # Measured at 6 ms.
+def test_importing_the_table_pulls_in_nothing_heavy():
     script = (
-        "import ctypes, dataclasses, difflib, hashlib, importlib.metadata, json, logging, pathlib, platform, re;"
-        "import shutil, subprocess, sys, time, typing;"
-        "start = time.process_time();"
-        "import recipes.common.model_table, recipes.common.stand_ins.smollm2;"
-        "print(time.process_time() - start);"
-        "import recipes.common.models;"
+        "import sys, recipes.common.model_table, recipes.common.models, recipes.common.stand_ins.smollm2;"
         "sys.exit(sorted({'torch', 'transformers', 'gguf', 'numpy', 'filelock'} & set(sys.modules)) or 0)"
     )
     root = Path(models.__file__).parents[2]
-    runs = [subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True) for _ in range(3)]
-    assert all(run.returncode == 0 for run in runs), runs[0].stderr
-    assert min(float(run.stdout) for run in runs) < 0.02
+    run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True)
+    assert run.returncode == 0, run.stderr

