@@ -1,6 +1,6 @@
 # Thin on purpose: every target is one or two commands. `make` lists them.
 
-PYTHON ?= $(shell for p in python3.11 python3.12; do $$p -c "" 2> /dev/null && echo $$p && exit; done; echo python3)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p -c "" 2> /dev/null && echo $$p && exit; done; echo python3)
 DEVICE := $(shell nvidia-smi > /dev/null 2>&1 && echo gpu || echo cpu)
 PINS   := requirements/$(DEVICE).txt
 TORCH   = $(shell grep '^torch==' $(PINS))
@@ -8,12 +8,15 @@ PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --
 READY  := .venv/.ready-$(DEVICE)
 PEER   := .venv-trl112
 
-.PHONY: help setup demo test test-real setup-vllm test-vllm bench bench-memory bench-ppo bench-judge card lint lock clean
+.PHONY: help setup notebook demo test test-real setup-vllm test-vllm bench bench-memory bench-ppo bench-judge card lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## make .venv with the pinned environment; TORCH_INDEX=… names another index for torch
+
+notebook: ## install on top of the torch that is here: Colab, Kaggle, a machine set up by others; PYTHON=… names it
+	@"$(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))" requirements/install.py here
 
 demo: setup ## run the main job on the embedded model: no GPU, no downloads; ARGS="…" adds arguments
 	.venv/bin/python recipes/gsm8k_grpo.py $(ARGS)
@@ -61,10 +64,9 @@ clean: ## remove .venv and caches; outputs stay
 # A stamp is written last, so an interrupted set-up is done again and a finished one is not. torch goes in first and
 # with its dependencies, which differ between its CPU and CUDA builds; everything else exactly as pinned.
 $(READY): $(PINS)
-	@"$(PYTHON)" -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else \
-		f"Python 3.11 or 3.12 is needed, {sys.executable} is {sys.version.split()[0]}: make setup PYTHON=/path/to/python3.11")'
+	@"$(PYTHON)" requirements/install.py check --device $(DEVICE)
 	@echo "[1/3] making .venv with $(PYTHON)"
-	@"$(PYTHON)" -m venv .venv
+	@"$(PYTHON)" requirements/install.py venv .venv
 	@echo "[2/3] installing $(TORCH): 20 seconds for a CPU build, minutes for a CUDA build"
 	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint $(PINS))
 	@echo "[3/3] installing the $$(grep -c == $(PINS)) packages pinned in $(PINS): about two minutes"

@@ -1,1 +1,13 @@
 """One file is one experiment, named `<dataset>_<method>.py`; what they all need is in `recipes.common`."""
+
+import sys
+from importlib.util import find_spec
+
+# Asked of every recipe and command before anything is imported: a traceback that ends in "No module named tyro" helps
+# nobody who has just cloned this.
+_missing = [name for name in ("tyro", "unsloth", "trl", "datasets") if find_spec(name) is None]
+if _missing:
+    sys.exit(
+        f"{sys.executable} lacks what the recipes need ({', '.join(_missing)} cannot be found): run `make setup` "
+        "and start them with .venv/bin/python, or, on Colab, Kaggle and wherever torch is installed, `make notebook`."
+    )

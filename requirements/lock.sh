@@ -19,11 +19,8 @@ nvidia-cusparselt-cu13
 nvidia-nccl-cu13
 nvidia-nvshmem-cu13
 torchao
-torchaudio
-torchcodec
 torchvision
 triton
-xformers
 LIST
 
 resolve() { # resolve NAME SOURCE ARGUMENT...: the requirements in SOURCE with these arguments, into $work/NAME.txt

@@ -65,7 +65,7 @@ def about() -> dict[str, Any]:
         import torch
 
         half = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    return {**gauge.about(), "half": half, "gpu": machine.has_gpu(), "vllm": machine.has_vllm()}
+    return {**gauge.about(), "half": half, "gpu": machine.has_gpu(), "vllm": not machine.vllm_fault()}
 
 
 def make_model(shape: str, parent: str, in_4bit: bool) -> str:

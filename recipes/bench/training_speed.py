@@ -218,7 +218,7 @@ def measure(peer_python: str, steps: int, rounds: int) -> tuple[dict[str, Second
             "unsloth": lambda: process.call(bare_loop, "unsloth", model, steps),
             "recipe": lambda: run_recipe(model, steps, engine="model", whole=True),
         }
-        if machine.has_vllm():
+        if not machine.vllm_fault():
             contenders["model"] = lambda: run_recipe(model, steps, engine="model", whole=False)
             contenders["vllm"] = lambda: run_recipe(model, steps, engine="vllm", whole=False)
         for name, found in gauge.in_turn([*contenders.items()] * rounds):
@@ -254,8 +254,8 @@ def main() -> int:
         for name, values in times.items()
     ]
     print("\n".join([*gauge.aligned([["", "", "median", "least", "most"], *rows]), "", *gauge.verdicts(bars)]))
-    if not machine.has_vllm():
-        print("vLLM: not measured; `make setup-vllm` adds it")
+    if fault := machine.vllm_fault():
+        print(f"vLLM: not measured, since {fault}")
     figures = {"rounds": args.rounds, "steps": args.steps, "bars": bars, "seconds": seconds, "failed": failed}
     gauge.keep("training", about | figures)
     return 0 if all(row["met"] for row in bars) and not failed else 1

@@ -30,9 +30,34 @@ def on_gpu(value: str, *, otherwise: str) -> str:
     return value if has_gpu() else otherwise
 
 
-def has_vllm() -> bool:
-    """Whether vLLM is installed (the community's CPU build counts: it holds the same module)."""
-    return find_spec("vllm") is not None
+# A wheel is found and yet dies at import where it was built for another CUDA or torch. Builds name their kernels
+# differently; the CPU's holds variants beside them (_C_AVX2), of which one process takes one.
+LOAD_VLLM = """
+import importlib, pathlib, torch, vllm
+folder = pathlib.Path(vllm.__file__).parent
+kernels = [name for name in ("_C", "_C_stable_libtorch") if list(folder.glob(name + ".*so"))]
+for name in kernels:
+    importlib.import_module("vllm." + name)
+if not kernels:
+    raise ImportError("it holds no compiled kernels")
+"""
+
+
+@cache
+def vllm_fault() -> str | None:
+    """Why vLLM cannot be used here, to end a sentence with; None where it loads (the community's CPU build counts).
+
+    Its kernels are loaded in a process of their own, which takes seconds and may die. `make setup-vllm` is advised
+    to those who use its environment alone: elsewhere vLLM has to be built for the torch that is there.
+    """
+    if find_spec("vllm") is None:
+        ours = Path(sys.prefix).resolve() == REPOSITORY / ".venv"
+        return "vLLM is not installed" + (": run `make setup-vllm`" if ours else "")
+    done = subprocess.run([sys.executable, "-c", LOAD_VLLM], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return f"the vLLM that is installed does not load ({reason[:200]})"
 
 
 def quiet_libraries() -> None:

@@ -20,15 +20,13 @@ Choice = Literal["auto", "vllm", "model"]
 def choose(choice: Choice, load_in_4bit: bool) -> Literal["vllm", "model"]:
     """Settle `auto`, and refuse what cannot work.
 
-    Raises ValueError where vLLM is asked for and is not installed, or on a CPU with 4-bit weights.
+    Raises ValueError where vLLM is asked for and does not load, or on a CPU with 4-bit weights.
     """
     on_cpu = not machine.has_gpu()
     if choice == "model":
         return "model"
-    hindrance = ""
-    if not machine.has_vllm():
-        hindrance = "vLLM is not installed: run `make setup-vllm`"
-    elif on_cpu and load_in_4bit:
+    hindrance = machine.vllm_fault()
+    if not hindrance and on_cpu and load_in_4bit:
         hindrance = "vLLM has no 4-bit kernels on a CPU: add --no-load-in-4bit"
     if hindrance and choice == "vllm":
         raise ValueError(f"--rollouts vllm does not work here, since {hindrance}")

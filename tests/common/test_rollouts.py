@@ -1,5 +1,7 @@
 """Which engine is chosen, and that generating on merged weights is the adapter's text and leaves no trace."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,49 @@ GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1, "seed": 0}
 
 
 def test_without_vllm_auto_takes_the_model_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(machine, "has_vllm", lambda: False)
+    monkeypatch.setattr(machine, "vllm_fault", lambda: "vLLM is not installed")
     assert choose("auto", load_in_4bit=False) == "model"
-    assert "make setup-vllm" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="make setup-vllm"):
+    assert capsys.readouterr().out == "Rollouts go through the model itself, since vLLM is not installed.\n"
+    with pytest.raises(ValueError, match="--rollouts vllm does not work here, since vLLM is not installed"):
         choose("vllm", load_in_4bit=False)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty package called vllm that is found before any other, here and in processes started from here."""
+    (tmp_path / "vllm").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    machine.vllm_fault.cache_clear()
+    yield tmp_path / "vllm" / "__init__.py"
+    machine.vllm_fault.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise ImportError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13: cannot open"),
+        ("import os; os._exit(7)", "exit code 7"),
+        ("", "it holds no compiled kernels"),
+    ],
+)
+def test_a_vllm_that_does_not_load_is_left_alone(stand_in: Path, capsys: Any, source: str, reason: str) -> None:
+    """A wheel for CUDA 13 beside CUDA 12.8, as on Colab, is found by name and dies at import (vLLM 0.27.1)."""
+    stand_in.write_text(source)
+    assert choose("auto", load_in_4bit=False) == "model"
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("Rollouts go through the model itself, since the vLLM that is installed does not load (")
+    assert reason in said and "make setup-vllm" not in said
+
+
+def test_make_setup_vllm_is_advised_in_its_own_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    for prefix, advice in ((machine.REPOSITORY / ".venv", True), (Path("/usr"), False)):
+        machine.vllm_fault.cache_clear()
+        monkeypatch.setattr(sys, "prefix", str(prefix))
+        assert ("make setup-vllm" in str(machine.vllm_fault())) == advice
+    machine.vllm_fault.cache_clear()
 
 
 @pytest.mark.skipif(machine.has_gpu(), reason="a GPU generates through Unsloth's own fast path")
