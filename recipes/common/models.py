@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# Names under which published vocabularies keep a token for padding. What ends a text is the last resort: a model
+# trained with it as padding may be told not to learn the end.
+PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<unk>")
+# `strftime_now("%d %b %Y")` in a template: the clock, as transformers hands it to Llama 3.2's, SmolLM3's and others.
+CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
+TEMPLATE_DATE = date(2024, 7, 26)  # what Llama 3.1 and 3.2 write where they are told no date
+SYSTEM_TO_USER = (
+    "{%- if messages[0]['role'] == 'system' and messages[1] is defined %}{%- set messages = [{'role': 'user', "
+    "'content': messages[0]['content'] + '\n\n' + messages[1]['content']}] + messages[2:] %}{%- endif %}"
+)
 # What an adapter must share with the one that it is loaded into; of another alpha it would become another model.
 SAME = ("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules")
 
@@ -165,10 +176,14 @@ def lora_targets(args: Any, spec: ModelSpec, model: Any) -> list[str]:
 
 
 def repair_tokenizer(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec) -> None:
-    """Set the special tokens and the chat template that `spec` asks for, in place.
+    """Set the special tokens and the chat template that `spec` asks for, in place, and mend what no recipe works with.
+
+    That is: no padding token; no chat template; a template that refuses a system message, which then opens the first
+    user message; and one that writes today's date, which would be another prompt tomorrow. Each is said in a line.
 
     Raises:
-        ValueError: the vocabulary has no such token; setting it would add one without an embedding.
+        ValueError: the vocabulary has no such token (setting it would add one without an embedding), nothing ends a
+            text, or the template refuses a question.
     """
     vocab = tokenizer.get_vocab()
     for role, token in (("eos_token", spec.eos_token), ("pad_token", spec.pad_token)):
@@ -180,8 +195,44 @@ def repair_tokenizer(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec) -> N
                 "load the model with the tokenizer it was published with"
             )
         setattr(tokenizer, role, token)
+    if tokenizer.eos_token is None:
+        raise ValueError(f"the tokenizer of {spec.alias} has no eos_token, so that no answer could end: set one in it")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = next((name for name in PAD_TOKENS if name in vocab), tokenizer.eos_token)
+        print(f"The tokenizer of {spec.alias} has no padding token: {tokenizer.pad_token} pads.")
     if spec.chat_template is not None:
         tokenizer.chat_template = spec.chat_template
+    _repair_template(tokenizer, spec)
+
+
+def _repair_template(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec) -> None:
+    if not tokenizer.chat_template:
+        print(f"The tokenizer of {spec.alias} has no chat template: Human and Assistant are written in front of turns.")
+        tokenizer.chat_template = BASE_TEMPLATE
+    if not isinstance(tokenizer.chat_template, str):  # several by name, as Command R has them
+        tokenizer.chat_template = tokenizer.get_chat_template()
+    pinned = CLOCK.sub(lambda call: repr(TEMPLATE_DATE.strftime(call["format"])), tokenizer.chat_template)
+    if pinned != tokenizer.chat_template:
+        print(
+            f"The chat template of {spec.alias} writes the date: in this and every run it is {TEMPLATE_DATE:%d %b %Y}."
+        )
+        tokenizer.chat_template = pinned
+    user = {"role": "user", "content": "What is two and two?"}
+    if refusal := _refusal(tokenizer, [user]):
+        raise ValueError(f"the chat template of {spec.alias} refuses a question from a user ({refusal}): set another")
+    if _refusal(tokenizer, [{"role": "system", "content": "Add."}, user]):
+        print(f"The chat template of {spec.alias} refuses system messages: they open the first user message.")
+        tokenizer.chat_template = SYSTEM_TO_USER + tokenizer.chat_template
+
+
+def _refusal(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str | None:
+    from jinja2 import TemplateError
+
+    try:
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        return str(error)
+    return None
 
 
 def _local_spec(folder: Path) -> ModelSpec:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from eval.methods import METHODS
-from recipes.common.model_table import MODELS
+from recipes.common.model_table import MODELS, ModelSpec
 from recipes.common.models import repair_tokenizer, weights_source
 from recipes.common.supervision import audit_pairs, split_row
 
@@ -260,3 +260,71 @@ def test_texts_rendered_before_the_trainer_get_a_second_bos(preference_trainer: 
             audit_pairs(preference_trainer(method, tokenizer, rows))
     for method in ("orpo", "simpo"):
         assert set(audit_pairs(preference_trainer(method, tokenizer, rows))["flaws"].values()) == {0}
+
+
+# What no recipe works with is mended
+
+SYSTEM, ASKED = {"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}
+TURNS = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+# As Gemma 2's and the first Mistral's: no system message.
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+)
+# As Llama 3.2's, SmolLM3's and gpt-oss's.
+DATED = (
+    "{% if strftime_now is defined %}Today: {{ strftime_now('%d %b %Y') }} or "
+    '{{strftime_now( "%Y-%m-%d" )}}\n{% endif %}'
+)
+
+
+def mended(template: str | None, **settings: Any) -> Any:
+    tokenizer = byte_level("<pad>", "</s>", **settings)
+    tokenizer.chat_template = template
+    repair_tokenizer(tokenizer, ModelSpec(alias="theirs", hub_id="org/theirs"))
+    return tokenizer
+
+
+def test_a_template_that_refuses_system_messages_reads_them_with_the_question(capsys: Any) -> None:
+    tokenizer = mended(NO_SYSTEM, eos_token="</s>", pad_token="<pad>")
+    assert "refuses system messages: they open the first user message" in capsys.readouterr().out
+    answer = {"role": "assistant", "content": "4"}
+    text = tokenizer.apply_chat_template([SYSTEM, ASKED, answer, ASKED], tokenize=False)
+    assert text == "[user] Add.\n\n2 + 2?\n[assistant] 4\n[user] 2 + 2?\n"
+    assert tokenizer.apply_chat_template([ASKED], tokenize=False) == "[user] 2 + 2?\n"
+
+
+def test_a_template_that_writes_the_date_writes_the_same_tomorrow(capsys: Any) -> None:
+    tokenizer = mended(DATED + TURNS, eos_token="</s>", pad_token="<pad>")
+    assert "writes the date: in this and every run it is 26 Jul 2024" in capsys.readouterr().out
+    assert tokenizer.apply_chat_template([ASKED], tokenize=False) == "Today: 26 Jul 2024 or 2024-07-26\n[user] 2 + 2?\n"
+    assert "strftime_now(" not in tokenizer.chat_template  # and so it is saved beside the adapter
+
+
+@pytest.mark.parametrize(("special", "pads"), [(["<pad>", "</s>"], "<pad>"), (["</s>"], "</s>")])
+def test_a_missing_padding_token_is_one_of_the_vocabulary(special: list[str], pads: str, capsys: Any) -> None:
+    tokenizer = byte_level(*special, eos_token="</s>")
+    tokenizer.chat_template, size = TURNS, len(tokenizer)
+    repair_tokenizer(tokenizer, ModelSpec(alias="theirs", hub_id="org/theirs"))
+    assert tokenizer.pad_token == pads and len(tokenizer) == size
+    assert capsys.readouterr().out == f"The tokenizer of theirs has no padding token: {pads} pads.\n"
+
+
+def test_without_a_template_turns_are_named(capsys: Any) -> None:
+    tokenizer = mended(None, eos_token="</s>", pad_token="<pad>")
+    assert "has no chat template" in capsys.readouterr().out
+    assert tokenizer.apply_chat_template([SYSTEM, ASKED], tokenize=False, add_generation_prompt=True) == (
+        "Add.\n\nHuman: 2 + 2?\n\nAssistant:"
+    )
+
+
+def test_what_cannot_be_mended_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match="theirs has no eos_token"):
+        mended(TURNS, pad_token="<pad>")
+    with pytest.raises(ValueError, match=r"refuses a question from a user \(tools only\)"):
+        mended("{{ raise_exception('tools only') }}", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nothing_is_mended_where_nothing_is_wrong(name: str, capsys: Any) -> None:
+    repair_tokenizer(FAMILIES[name].tokenizer(), MODELS[name])
+    assert capsys.readouterr().out == ""
