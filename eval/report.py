@@ -93,13 +93,11 @@ def write_report(path: Path, results: Results, metrics: Sequence[MetricsLine], c
     `metrics` are the lines of `metrics.jsonl`, `completions` the records of every stage. A curve without data is left
     out, and of a phase that `eval.methods` does not know, the loss is drawn.
     """
-    whole, trained = _whole(results), _trained(results)
+    trained = _trained(results)
     judged_by = [name for name in (results["correct"], results.get("guard")) if name]
     problems, choice = pick_problems(completions, [stage["name"] for stage in results["stages"]], judged_by)
-    parts = [pair for pair in results["comparisons"] if pair is not whole]
     page = page_template("report.html.j2").render(
         **_shared(results),
-        parts=[(_credit(results, pair), verdict(pair, trained=trained)) for pair in parts],
         warnings=list(dict.fromkeys((line["step"], line["warning"]) for line in metrics if line.get("warning"))),
         reasons=_reasons(results, metrics),
         trained=trained,
@@ -184,6 +182,22 @@ def _whole(results: Results) -> Comparison | None:
     names = [stage["name"] for stage in results["stages"]]
     pairs = (pair for pair in results["comparisons"] if [pair["from"], pair["to"]] == [names[0], names[-1]])
     return next(pairs, None)
+
+
+def verdicts(results: Results) -> list[str]:
+    """What a run's last lines say: the change from its first stage to its last, and where there were several phases,
+    that of each from its own stages, the method's last. A gain over all may be the warm start's alone."""
+    whole, parts, trained = _whole(results), _parts(results), _trained(results)
+    if whole is None:
+        return []
+    where = f"From {whole['from']} to {whole['to']}: " if parts else ""
+    alone = [f"{_credit(results, pair)} alone: {verdict(pair, trained=trained)}" for pair in parts]
+    return [where + verdict(whole, trained=trained), *alone]
+
+
+def _parts(results: Results) -> list[Comparison]:
+    """The comparisons of neighbouring stages, where there are more than two."""
+    return results["comparisons"][:-1]
 
 
 def _credit(results: Results, pair: Comparison) -> str:
@@ -276,6 +290,7 @@ def _shared(results: Results) -> dict[str, Any]:
     return {
         "results": results,
         "verdict": verdict(whole, trained=_trained(results)) if whole else NOTHING_TO_COMPARE,
+        "parts": [(_credit(results, pair), verdict(pair, trained=_trained(results))) for pair in _parts(results)],
         "unfinished": STOPPED.format(**results["steps"]) if results["steps"] and not results["complete"] else "",
         "win_rate": describe(results["win_rate"]) if results["win_rate"] else "",
         "training": _training(results),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import read_json, write_json_atomic, write_text_atomic
-from eval.metrics import compare, headline, short_name, side_scores, summarise, verdict
+from eval.metrics import compare, headline, short_name, side_scores, summarise
 from eval.results import Records, Results, Stage, Steps, WinRate, read_lines, read_results
 from eval.winrate import describe, win_rate
 from recipes.common import machine
@@ -210,7 +210,7 @@ class Run:
             prefer: compares what the model wrote to `prompts` at the last stage with what it did at the first.
             prompts: of the held-out problems, in their order.
         """
-        from eval.report import write_model_card, write_report
+        from eval.report import verdicts, write_model_card, write_report
 
         if self.cut_short:
             return None
@@ -231,7 +231,7 @@ class Run:
             for name in self.beside:
                 if (moved := whole["scores"].get(name)) and moved["delta"] is not None:
                     print(f"{short_name(name)} {moved['delta']:+.3f}{_ends(moved['ci95'], '+.3f')}")
-            print(verdict(whole, trained=bool(self.training.steps)))
+            print(*verdicts(results), sep="\n")
         else:
             print("Only one stage was measured.")
         print(f"Report: {self.folder / 'report.html'}")

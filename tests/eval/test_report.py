@@ -11,7 +11,7 @@ import yaml
 
 from eval.charts import CURVE_POINTS
 from eval.metrics import compare, summarise
-from eval.report import pick_problems, write_model_card, write_report
+from eval.report import pick_problems, verdicts, write_model_card, write_report
 
 STAGES = ("before", "warm start", "after")
 CORRECT = ["correctness_reward"]
@@ -294,6 +294,17 @@ def test_report_tells_apart_what_the_warm_start_and_what_grpo_gave(tmp_path: Pat
     assert "gpu" not in text
     assert "may explain" not in text
     assert "Unfinished" not in text
+
+
+def test_the_last_line_of_a_run_is_of_its_own_method() -> None:
+    """A warm start that taught the form, and GRPO that lost of it: "it learned" is said of the former alone."""
+    fell = (records("before", [0.0] * 20), records("warm start", [1.0] * 20), records("after", [1.0] * 8 + [0.0] * 12))
+    whole, warm, own = verdicts(run(*fell)[0])
+    assert whole.startswith("From before to after: accuracy +40.0 points") and whole.endswith("it learned")
+    assert warm.startswith("Warm start alone: accuracy +100.0 points") and warm.endswith("it learned")
+    assert own.startswith("GRPO alone: accuracy -60.0 points") and own.endswith("it got worse")
+    (only,) = verdicts(run(*STUCK)[0])
+    assert only.startswith("accuracy +0.0 points")
 
 
 def test_report_of_supervised_training_shows_what_it_measured_and_nothing_else(tmp_path: Path) -> None:
