@@ -24,8 +24,12 @@ class Server:
     def __init__(self, address: str, model: str | None, *, timeout: float) -> None:
         import openai
 
-        if "@" in address:
-            raise ValueError("the judge's address holds a name or a key: pass it in OPENAI_API_KEY instead")
+        if "@" in address or "?" in address or "#" in address:
+            # Not repeated: the address would stand in configurations, logs and the names of cached verdicts.
+            raise ValueError(
+                "the judge's address holds more than http://host:port/v1, such as a name or a key: pass the key in "
+                "OPENAI_API_KEY instead"
+            )
         self.address = f"{address.rstrip('/').removesuffix('/v1')}/v1"
         self.timeout = timeout
         self._key = os.environ.get("OPENAI_API_KEY", "")
@@ -126,4 +130,5 @@ class Server:
             reason = str(error)
         if self._key:
             reason = reason.replace(self._key, "***")
-        return Failure(" ".join(reason.split())[:200], again=again, after=after)
+        shown = "".join(character if character.isprintable() else " " for character in reason)  # no escape codes
+        return Failure(" ".join(shown.split())[:200], again=again, after=after)

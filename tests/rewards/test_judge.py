@@ -131,6 +131,8 @@ def test_a_model_that_is_not_listed_is_tried(scripted, tmp_path):
         ("locl", {}, "the judge is 'locl': pass none, local, or the address"),
         ("local", {}, "name its folder or hub id"),
         ("http://user:secret@127.0.0.1:1", {}, "OPENAI_API_KEY"),
+        ("http://127.0.0.1:1/v1?key=secret", {}, "OPENAI_API_KEY"),
+        ("http://127.0.0.1:1/v1#secret", {}, "OPENAI_API_KEY"),
         ("none", {"timeout": 0}, "time-out is 0"),
     ],
 )
@@ -165,6 +167,15 @@ def test_the_key_is_sent_and_never_told(scripted, tmp_path, monkeypatch, capsys)
     assert judge.scores(RUBRIC, cases("Paris")) == [None]
     assert judge.counts.last_failure.startswith("HTTP 400") and "bad key ***" in judge.counts.last_failure
     assert "secret" not in judge.summary() + judge.name + "".join(capsys.readouterr())
+
+
+def test_what_a_server_says_reaches_the_terminal_as_letters(scripted, tmp_path):
+    server = scripted(
+        lambda body: (400, b'{"error": {"message": "\\u001b[2Jno\\u0007such \\u001b]0;title\\u0007 model"}}')
+    )
+    judge = judge_for(server, tmp_path)
+    assert judge.scores(RUBRIC, cases("Paris")) == [None]
+    assert judge.counts.last_failure.isprintable() and "no such" in judge.counts.last_failure
 
 
 # Requests
