@@ -8,6 +8,6 @@ from importlib.util import find_spec
 _missing = [name for name in ("tyro", "unsloth", "trl", "datasets") if find_spec(name) is None]
 if _missing:
     sys.exit(
-        f"{sys.executable} lacks what the recipes need ({', '.join(_missing)} cannot be found): run `make setup` "
-        "and start them with .venv/bin/python, or, on Colab, Kaggle and wherever torch is installed, `make notebook`."
+        f"{sys.executable} lacks what the recipes need ({', '.join(_missing)}): run `make notebook` in a notebook or "
+        "where torch is installed, else `make setup`, and then start them with .venv/bin/python."
     )

@@ -332,6 +332,7 @@ def report(before: dict[str, str]) -> None:
     lost = [name for name in KEPT if name in before and after.get(name) != before[name]]
     if lost:
         raise SystemExit(f"{', '.join(lost)} had to stay as they were, and did not: see the line above")
+    print("Checking that it loads ...", flush=True)
     code = "import unsloth, trl, peft; print(unsloth.DEVICE_TYPE)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
@@ -342,7 +343,8 @@ def report(before: dict[str, str]) -> None:
 
     device, fault = done.stdout.split()[-1], machine.vllm_fault()
     kept = ", ".join(f"{name} {after[name]}" for name in KEPT if name in after)
-    print(f"Kept: {kept}. Unsloth trains on {device}.")
+    seen = "" if device != "cpu" else ": no card is visible (on Colab and Kaggle, choose a T4 for this session)"
+    print(f"Kept: {kept}. Unsloth trains on {device}{seen}.")
     print(f"Rollouts go through {'the model itself, since ' + fault if fault else 'vLLM'}.")
     print(f"Next: {sys.executable} recipes/gsm8k_grpo.py --smoke")
 
@@ -369,7 +371,7 @@ def install_here() -> None:
         fault = torch_hindrance(torch, None if hidden else read_card())
     if fault or isinstance(torch, str):
         raise SystemExit(f"make notebook stops before any download: {fault}.")
-    print(f"On top of torch {torch.version} in {sys.prefix}: half a minute and 0.3 GB", flush=True)
+    print(f"On top of torch {torch.version} in {sys.prefix}: a minute and 0.3 GB", flush=True)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         keep = {package: before[package] for package in KEPT if package in before}
