@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class Spec:
     unique_by: tuple[str, ...] = ("question",)
     """Columns that make two rows the same row."""
     split_by: str = "question"
-    """Column, of strings, by whose hash an undivided set is split: rows that share a value stay on one side."""
+    """Column, of strings, by whose hash an undivided set is split: rows that share a value, but for case and spacing,
+    stay on one side."""
     split_names: dict[Split, str] | None = None
     """What the raw column `split` calls our splits, None where there is none. A single file in which both occur is
     divided by it."""
@@ -95,10 +97,12 @@ def read(
 
     Returns:
         One row for each that `parse` accepts. Rows that repeat an earlier one are left out like those that
-        `parse` leaves out, and a line prints their number.
+        `parse` leaves out, and a line prints their number. So are rows for training whose `prompt` stands, but for case
+        and spacing, among those for test: in the other file of a folder, or under the other name of a file's column.
 
     Raises:
-        ValueError: unusable row, file, source, split or limit, in one sentence that says where and what to do.
+        ValueError: unusable row, file, source, split or limit, in one sentence that says where and what to do; more
+            than half of the rows for training are for test as well.
     """
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}, and {spec.name} has 'train' and 'test': pass one of them")
@@ -117,9 +121,19 @@ def read(
             own_name = spec.split_names[split]
 
     rows: list[Row] = []
+    kept_for_test, tested = set[str](), ""
+    if split == "train" and own_name is not None and spec.split_names:
+        other = [raw for raw in raw_rows if isinstance(raw, dict) and raw.get("split") == spec.split_names["test"]]
+        kept_for_test, tested = _asked(other, parse), "the test part"
+    elif split == "train" and source not in ("hub", "sample") and not carve:
+        try:
+            test_file, _ = _locate(spec, "test", source)
+            kept_for_test, tested = _asked(_file_rows(test_file, spec), parse), test_file.name
+        except ValueError:  # where test is wanted too, it says so itself
+            pass
     seen: set[str] = set()
     left_out: Counter[str] = Counter()
-    number = 0
+    number = twins = 0
     for number, raw in enumerate(raw_rows, start=1):
         try:
             if not isinstance(raw, dict):
@@ -141,13 +155,22 @@ def read(
             belongs = raw["split"] == own_name
         else:
             belongs = not carve or is_held_out(row[spec.split_by]) == (split == "test")
-        if belongs:
+        if belongs and kept_for_test and _same(row["prompt"]) in kept_for_test:
+            twins += 1
+        elif belongs:
             rows.append(row)
             if spec.streamed and len(rows) == limit:
                 break
 
     for reason, count in left_out.items():
         print(f"{where}: {count:,} of {number:,} rows {reason} and are left out")
+    if twins:
+        print(f"{where}: {twins:,} of {number:,} rows stand in {tested} too (case and spacing aside) and are left out")
+    if twins > len(rows) and not (spec.streamed and len(rows) == limit):
+        raise ValueError(
+            f"{where} shares {twins:,} of {twins + len(rows):,} rows with {tested}, which leaves little to train on: "
+            "take out of one what stands in the other"
+        )
     if not seen:
         fault = "has no row that can be used" if number else "is empty"
         raise ValueError(f"{where} {fault}: expected rows such as {spec.raw_row}")
@@ -168,9 +191,30 @@ def read(
 def is_held_out(key: str) -> bool:
     """Whether a row of a set that is not split yet belongs to test: one in ten, by a hash of its key.
 
-    A row keeps its side when rows are added, removed or shuffled, which no seeded split can promise.
+    A row keeps its side when rows are added, removed or shuffled, which no seeded split can promise, and its copies in
+    other case, with other spaces or line breaks are on that side too.
     """
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()) % 10 == 0
+    return int.from_bytes(hashlib.sha256(_same(key).encode()).digest()) % 10 == 0
+
+
+def _same(asked: Any) -> str:
+    """What two texts, or two lists of messages, have in common that differ by case, spacing or line breaks."""
+    if not isinstance(asked, str):
+        asked = "\n".join(message["content"] for message in asked)
+    return " ".join(unicodedata.normalize("NFKC", asked).casefold().split())
+
+
+def _asked(raw_rows: Iterable[Any], parse: Callable[[Row], Row]) -> set[str]:
+    """The prompts of those rows that can be used."""
+    found = set()
+    for raw in raw_rows:
+        try:
+            row = parse(raw) if isinstance(raw, dict) else {}
+        except (BadRow, LeftOut):
+            continue
+        if "prompt" in row:
+            found.add(_same(row["prompt"]))
+    return found
 
 
 def check_limit(limit: int | None) -> None:

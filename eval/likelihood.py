@@ -41,18 +41,30 @@ def option_logprobs(
 ) -> list[list[float]]:
     """Log-probability, in nats, of each option as the first token of the answer to each prompt.
 
-    One pass a prompt, whatever the number of options. Raises ValueError for an option that is not one token.
+    The token is the one that training writes there: after "Assistant:" that is " B", and after a line break "B". One
+    pass a prompt, whatever the number of options. Raises ValueError where two options begin with the same token, or one
+    has several.
     """
-    encoded = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
-    tokens = {option: tokenizer(option, add_special_tokens=False)["input_ids"] for own in options for option in own}
-    if longer := [option for option, ids in tokens.items() if len(ids) != 1]:
-        raise ValueError(f"{longer[0]!r} is {len(tokens[longer[0]])} tokens of {tokenizer.name_or_path}, expected one")
+    encoded = [_option_tokens(tokenizer, prompt, own) for prompt, own in zip(prompts, options, strict=True)]
     found: list[list[float]] = [[]] * len(encoded)
-    for batch in batches(encoded, 8):
-        for index, logits in zip(batch, forward(model, tokenizer, [encoded[i] for i in batch]), strict=True):
-            logprobs = logits[len(encoded[index]) - 1].float().log_softmax(-1)
-            found[index] = [logprobs[tokens[option][0]].item() for option in options[index]]
+    for batch in batches([ids for ids, _ in encoded], 8):
+        for index, logits in zip(batch, forward(model, tokenizer, [encoded[i][0] for i in batch]), strict=True):
+            ids, tokens = encoded[index]
+            logprobs = logits[len(ids) - 1].float().log_softmax(-1)
+            found[index] = [logprobs[token].item() for token in tokens]
     return found
+
+
+def _option_tokens(tokenizer: Any, prompt: Messages, options: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The tokens before the options of a prompt, as they are trained on, and the token of each option."""
+    answers = [[*prompt, {"role": "assistant", "content": option}] for option in options]
+    rows = tokenizer.apply_chat_template(answers, return_dict=False)
+    at = next((place for place, tokens in enumerate(zip(*rows, strict=False)) if len({*tokens}) > 1), 0)
+    tokens = [row[at] for row in rows]
+    for option, token, row in zip(options, tokens, rows, strict=True):
+        if tokens.count(token) > 1 or row[at + 1 :] != rows[0][at + 1 :]:
+            raise ValueError(f"{option!r} is not one token of its own in {tokenizer.name_or_path}: take other options")
+    return rows[0][:at], tokens
 
 
 def encode(tokenizer: Any, dataset: "Dataset", max_length: int | None) -> list[tuple[list[int], int]]:

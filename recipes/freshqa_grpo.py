@@ -35,7 +35,11 @@ from rewards.contract import Reward
 from rewards.deepeval import answer_relevancy_reward, rag_correctness_reward, summarization_reward
 from rewards.evidently import evidently_correctness_reward
 from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
-from rewards.rag import exact_match_reward, f1_reward
+from rewards.qa import HOTPOTQA, answer_rewards
+from rewards.tags import answer_text
+
+# F1 pays "yes" and "no" in full or not at all, as on HotpotQA.
+exact_match_reward, f1_reward = answer_rewards(HOTPOTQA, answer_text)
 
 # A right answer earns 2 from the rules, up to 1.5 from the judges, and the format no more than 1.
 RULES: dict[Reward, float] = {

@@ -34,7 +34,11 @@ from rewards.contract import Reward
 from rewards.deepeval import answer_relevancy_reward, rag_correctness_reward, summarization_reward
 from rewards.evidently import evidently_correctness_reward
 from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
-from rewards.rag import exact_match_reward, f1_reward
+from rewards.qa import TRIVIAQA, answer_rewards
+from rewards.tags import answer_text
+
+# Punctuation parts words, as in the official script: "U.S." is "u s".
+exact_match_reward, f1_reward = answer_rewards(TRIVIAQA, answer_text)
 
 # A right answer earns 2 from the rules, up to 1.5 from the judges, and the format no more than 1.
 RULES: dict[Reward, float] = {

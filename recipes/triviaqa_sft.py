@@ -4,7 +4,7 @@ Deviations from common practice and from TRL's defaults:
 1. The loss is taken over the answer and the end of the turn alone.
 2. Each adapter has the learning rate that suits it, and rows are grouped by length, not packed: see arc_sft.py.
 3. Closed book (`rc.nocontext`), on the hub's validation split: the answers of its test split are placeholders.
-Graded by exact match and token F1 as SQuAD does, the best over all accepted answers.
+Graded by exact match and token F1 as TriviaQA's script does, the best over all accepted answers.
 
     python recipes/triviaqa_sft.py --model llama-3.2-3b --adapter qlora    # or lora, dora, full, p-tuning, ...
     python recipes/triviaqa_sft.py                                         # without a GPU: SmolLM2, our own rows
@@ -26,8 +26,9 @@ from recipes.common import adapters, cli, machine
 from recipes.common.args import Schedule, SFTArgs, split_batch
 from recipes.common.run import Run
 from rewards.contract import Reward
-from rewards.qa import exact_match_reward, f1_reward
+from rewards.qa import TRIVIAQA, answer_rewards
 
+exact_match_reward, f1_reward = answer_rewards(TRIVIAQA)  # punctuation parts words, as in the official script
 REWARDS: dict[Reward, float] = {exact_match_reward: 1.0, f1_reward: 0.0}
 MAX_ANSWER = 24  # tokens; longer ones are wrong anyway
 

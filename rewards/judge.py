@@ -402,14 +402,39 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(f"\\u{ord(character):04x}" for character in found)
 
 
+_THOUGHT_END = re.compile(r"</think(?:ing)?>")
+_OBJECT = re.compile(r'\{\s*+["}]')  # and not "{braces}" in prose
+
+
 def _read(text: str, schema: type[Schema]) -> Schema:
-    """The JSON object in a reply, which servers without constrained decoding wrap in words or a code fence."""
+    """The JSON object in a reply, which servers without constrained decoding wrap in thoughts, words or a code fence.
+
+    Thoughts end at the first `</think>`; many templates open them in the prompt. After them, one verdict must stand: a
+    broken object, or two that differ, may quote the answer that is judged. Raises Failure where there is none.
+    """
     from pydantic import ValidationError
 
-    try:
-        return schema.model_validate_json(text[text.find("{") : text.rfind("}") + 1])
-    except ValidationError as error:
-        raise Failure(f"the reply is not the JSON asked for: {text[:80]!r}", again=True) from error
+    said = text
+    if not text.lstrip().startswith("{"):  # or the tag stands in one of the object's strings
+        thoughts, *rest = _THOUGHT_END.split(text, maxsplit=1)
+        said = rest[0] if rest else re.split(r"<think(?:ing)?>", thoughts, maxsplit=1)[0]
+    found: list[Schema] = []
+    fault: Exception | None = None
+    at = 0
+    while opening := _OBJECT.search(said, at):
+        try:
+            at = json.JSONDecoder().raw_decode(said, opening.start())[1]
+        except (ValueError, RecursionError) as error:
+            found, fault = [], error
+            break
+        try:
+            found.append(schema.model_validate_json(said[opening.start() : at]))
+        except ValidationError as error:
+            fault = error
+    if not found or any(other != found[0] for other in found):
+        why = "has verdicts that differ" if found else "is not the JSON asked for"
+        raise Failure(f"the reply {why}: {text[:80]!r}", again=True) from fault
+    return found[0]
 
 
 def _open(folder: Path) -> "Cache":

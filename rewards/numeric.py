@@ -8,12 +8,14 @@ One number, with words around it that do not change it:
 | `-5` `-$5` `$-5`    | hyphen or minus sign (U+2212), touching the number or its currency sign            |
 | `1/2`               | two whole numbers; `36/2` is undone work, not an answer                            |
 | `50%` `50 percent`  | only where the gold has the sign; a gold of `50%` also takes `50`, but never `0.5` |
-| `$18` `18 kg`       | other units are ignored: a GSM8K gold has none to compare with                     |
-| `x = 18` `**18**`   | also `Answer: 18`, `She needs a total of 18 eggs.`, `\\boxed{18}`, `$18$`            |
+| `$18` `18 kg`       | other units are ignored: a GSM8K gold has none to compare with; so `US$18`, `Rs.18` |
+| `x = 18` `**18**`   | also `Answer: 18`, `She needs a total of 18 eggs.`                                  |
+| `\\boxed{18\\%}`      | LaTeX that only dresses it: see `plain`; a fraction counts, `\\sqrt{18}` does not    |
 
 Refused: a second number in digits or words ("3 or 5", "18 (twenty)"); words that change the number ("not 18",
 "at least 18", "half of 18", "18 thousand"); exponents, `inf`, `nan`, mixed numbers, numbers in words only;
-digits outside ASCII (fullwidth, Arabic-Indic, superscript), characters that do not show; over 100 characters.
+digits outside ASCII (fullwidth, Arabic-Indic, superscript), characters that do not show; over 100 characters; a dash
+for a minus sign, since lists, ranges and quotations have dashes too.
 """
 
 import re
@@ -35,17 +37,28 @@ class Number(NamedTuple):
 
 
 # The first digits of the text, with the sign, currency and percent sign that touch them. They start the text
-# or follow a space or one of :=#'"( so that there is no number in "x18", "<18" and "--18".
+# or follow a space or one of :=#'"(⟨ so that there is no number in "x18", "<18" and "--18".
 _NUMBER = re.compile(
     r"""
-    (?<![^\s:=#'"(])
+    (?<![^\s:=#'"(⟨])
     ([+-]?) (?:\\?[$€£¥₹]\ ?)? ([+-]?)
     ( [0-9]+/[0-9]+ | (?:[1-9][0-9]{0,2}(?:,[0-9]{3})+ | [0-9]+)(?:\.[0-9]+)? | \.[0-9]+ )
     (\ ?(?:%|percent\b|per\ cent\b))? (?:\ ?(?:[$€£¥₹¢]|°[CF]?))?
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_MARKUP = re.compile(r"\\boxed\{|[*`}]")
+
+# LaTeX that says how a number looks, not which it is. Whatever else has a backslash stays, and is refused below.
+STYLES = r"\\(?:boxed|fbox|emph|bm|boldsymbol|text(?:bf|it|rm|sf|tt)?|math(?:bf|it|rm|sf|tt))\{"
+_SPACED = re.compile(rf"{STYLES}|\\[,;: ]|\\q?quad\b|[*`}}]|(?<=[0-9%}}])~(?=[A-Za-z\\])")
+_RUN = re.compile(" {2,}")
+_OPENING, _CLOSING = re.compile(r"\\[(\[]"), re.compile(r"\\[)\]]")  # of LaTeX; "(18)" is a loss to an accountant
+# Between dollar signs, but not from "$5" to the next "$6"; whatever touches them from outside keeps them as they are.
+_MATH = re.compile(r"(?<![^\s:=#'\"(*{])(\$\$?)((?:[^$\\]|\\.)*+)\1(?![^\s.,;:)'\"*}])")
+# No digit, point or second fraction may touch it, with which it were another number.
+_FRACTION = re.compile(r"(?<![\w.,/}\\])\\[dt]?frac(?:\{(-?[0-9]+)\}\{([0-9]+)\}|([0-9])([0-9]))(?![0-9{^]|[.,][0-9])")
+_RUPEES = re.compile(r"(?<![^\W_])Rs\.?\ ?(?=[0-9])")
+_US_DOLLARS = re.compile(r"(?<![^\W_])US(?=\\?\$)")
 
 # Around the number stand letters and punctuation, and no further digit. A dash must join two letters and a
 # slash lead to one ("km/h"): free-standing they could be a minus or a division. "f(" is a function's bracket.
@@ -53,10 +66,10 @@ _MARKUP = re.compile(r"\\boxed\{|[*`}]")
 _LETTER = r"[^\W\d_]"
 _UNIT = r"(?:[kcm]?m|[km]?g|ml|lb|oz|mi|ft|in|yd|hr?|s|[ap]m)[²³]?"
 _HYPHEN = rf"(?<={_LETTER})-(?={_LETTER})"
-_BEFORE = re.compile(rf"(?:{_LETTER}++|[\s.,:;=#'\"\u2019)]++|(?<!{_LETTER})\(|{_HYPHEN})*+")
+_BEFORE = re.compile(rf"(?:{_LETTER}++|[\s.,:;=#'\"\u2019)⟩]++|(?<!{_LETTER})[(⟨]|{_HYPHEN})*+")
 _AFTER = re.compile(
     rf"(?:{_LETTER}{{3,}}|{_UNIT}(?!{_LETTER})|(?!{_LETTER}))"
-    rf"(?:{_LETTER}++|[\s.,:;'\"\u2019()]++|{_HYPHEN}|/(?={_LETTER}))*+"
+    rf"(?:{_LETTER}++|[\s.,:;'\"\u2019()⟨⟩]++|{_HYPHEN}|/(?={_LETTER}))*+"
 )
 _WORD = re.compile(rf"{_LETTER}+")
 
@@ -88,6 +101,21 @@ def _leaves_alone(before: str, after: str) -> bool:
     )
 
 
+def plain(text: str) -> str:
+    """`text` without Markdown's stars and ticks and the LaTeX that only dresses a number, and with one-sign currencies.
+
+    >>> plain("$1{,}080 \\\\text{ eggs}$, \\\\(\\\\frac{1}{2}\\\\), US$18, Rs.18, 50\\\\%").split(", ")
+    [' 1,080 eggs ', '⟨1/2⟩', '$18', '₹18', '50%']
+    """
+    text = _US_DOLLARS.sub("", _RUPEES.sub("₹", text.replace("\u2212", "-")))
+    if "\\" in text or "$" in text or "{" in text:
+        text = _FRACTION.sub(lambda found: "/".join(part for part in found.groups() if part), text)
+        text = text.replace("{,}", ",").replace(",\\!", ",").replace("\\%", "%")
+        text = text.replace("^{\\circ}", "°").replace("^\\circ", "°")
+        text = _MATH.sub(r" \2 ", _CLOSING.sub("⟩", _OPENING.sub("⟨", text)))
+    return _RUN.sub(" ", _SPACED.sub(" ", text))  # a space, so that no two digits come to touch
+
+
 def extract_number(text: str) -> Number | None:
     """The one number that `text` states, or None where it states none, several, or one its words change.
 
@@ -102,7 +130,7 @@ def extract_number(text: str) -> Number | None:
     if text.isdigit() and text.isascii():  # most answers
         return Number(int(text), False)
 
-    text = _MARKUP.sub(" ", text.replace("\u2212", "-"))  # a space, so that no two digits come to touch
+    text = plain(text)
     number = _NUMBER.search(text)
     if number is None:
         return None

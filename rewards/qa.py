@@ -11,8 +11,8 @@ a part, because that is what it measures.
 | `grade_choice` | `B` `b` `(B)` `B) heat` `Answer: B.` | `A or B` `not B` `Bob` `A plant needs light` `B heat`|
 | `grade_figure` | `$1.2bn` for `1,200 million`         | `1.2` `1.2%` `€1.2bn` `$1.2bn in 2020` `($1.2bn)`    |
 
-Normalisation is SQuAD's (Rajpurkar et al. 2016, arXiv:1606.05250) and gives what the official script gives on
-ASCII, its faults included: `3.5` is `35`, `-5` is `5`, `C++` is `C`. Deviations:
+Normalisation is SQuAD's (Rajpurkar et al. 2016, arXiv:1606.05250) unless other `Rules` are passed, and gives what the
+official script gives on ASCII, its faults included: `3.5` is `35`, `-5` is `5`, `C++` is `C`. Deviations:
 
 1. Beyond ASCII the same rules hold. NFKC and case folding stand for lower case (`STRASSE` is `straße`, `ｱ` is `ア`),
    and Unicode's punctuation and symbols go as ASCII's do, together with characters that do not show. Accents stay.
@@ -25,13 +25,14 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from rewards.contract import Completion
-from rewards.numeric import extract_number
+from rewards.contract import Completion, Reward
+from rewards.numeric import STYLES, extract_number, plain
 from rewards.tags import completion_text
 
 MAX_CHARACTERS = 4_000
@@ -41,57 +42,84 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _DROPPED = frozenset({"Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So", "Cf"})
 
 
-def normalise(text: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the official script of a data set does otherwise than SQuAD's."""
+
+    parts: bool = False
+    """Whether punctuation parts words ("U.S." is "u s"), where SQuAD's script drops it without a trace ("us")"""
+    whole: frozenset[str] = frozenset()
+    """Answers that token F1 pays in full or not at all, whichever side they stand on: "no, yes" is no half of "yes\""""
+
+
+SQUAD = Rules()  # evaluate-v1.1.py; MuSiQue's metrics/answer.py gives the same wherever gold and answer have a word
+HOTPOTQA = Rules(whole=frozenset({"yes", "no", "noanswer"}))  # hotpot_evaluate_v1.py, `f1_score`
+TRIVIAQA = Rules(parts=True)  # evaluation/triviaqa_evaluation.py, `handle_punc`
+
+
+def normalise(text: str, rules: Rules = SQUAD) -> str:
     """`text` in SQuAD's normal form: folded case, no punctuation, no articles, single spaces. May be "".
 
-    >>> normalise("  The “Beatles”, a BAND!")
-    'beatles band'
+    >>> normalise("  The “Beatles”, a BAND!"), normalise("U.S.-born", TRIVIAQA)
+    ('beatles band', 'u s born')
     """
     if len(text) > MAX_CHARACTERS:
         return ""
     # An acute accent typed for an apostrophe, as TriviaQA's aliases have it, would leave a combining mark behind.
     text = unicodedata.normalize("NFKC", text.replace("\u00b4", "'")).casefold()
-    kept = "".join(character for character in text if unicodedata.category(character) not in _DROPPED)
+    kept = "".join(
+        character if (kind := unicodedata.category(character)) not in _DROPPED else " " * (rules.parts and kind != "Cf")
+        for character in text
+    )
     return " ".join(token for token in kept.split() if token not in _ARTICLES)
 
 
-def _usable(aliases: Sequence[str]) -> list[str]:
+def _usable(aliases: Sequence[str], rules: Rules) -> list[str]:
     """The aliases in normal form, without those that have nothing left."""
     if isinstance(aliases, str):  # its letters would pass for aliases
         raise ValueError(f"aliases is the string {aliases[:60]!r}: pass a list of the accepted answers")
-    return [normal for alias in aliases if (normal := normalise(alias))]
+    return [normal for alias in aliases if (normal := normalise(alias, rules))]
 
 
-def exact_match(prediction: str, aliases: Sequence[str]) -> float | None:
+def exact_match(prediction: str, aliases: Sequence[str], rules: Rules = SQUAD) -> float | None:
     """1.0 where all of `prediction` is one of `aliases`, both in normal form, else 0.0. None without a usable alias.
 
     >>> exact_match("The Beatles.", ["Beatles"]), exact_match("Beatles, 1960", ["Beatles"]), exact_match("x", [""])
     (1.0, 0.0, None)
     """
-    golds = _usable(aliases)
-    return float(normalise(prediction) in golds) if golds else None
+    golds = _usable(aliases, rules)
+    return float(normalise(prediction, rules) in golds) if golds else None
 
 
-def token_f1(prediction: str, aliases: Sequence[str]) -> float | None:
+def token_f1(prediction: str, aliases: Sequence[str], rules: Rules = SQUAD) -> float | None:
     """Harmonic mean of precision and recall over normal words, for the best of `aliases`. None without a usable one.
 
-    >>> token_f1("John Lennon", ["John Winston Lennon", "Lennon"])
-    0.8
+    >>> token_f1("John Lennon", ["John Winston Lennon", "Lennon"]), token_f1("no, yes", ["yes"], HOTPOTQA)
+    (0.8, 0.0)
     """
-    golds = _usable(aliases)
+    golds = _usable(aliases, rules)
     if not golds:
         return None
-    stated = Counter(normalise(prediction).split())
-    words = [Counter(gold.split()) for gold in golds]
-    return max(2 * (stated & gold).total() / (stated.total() + gold.total()) for gold in words)
+    stated = normalise(prediction, rules)
+    return max(_f1(stated, gold, rules) for gold in golds)
 
 
-# What may lead to the letter: "Answer:", "So the correct answer is", "Final answer: option".
+def _f1(stated: str, gold: str, rules: Rules) -> float:
+    """`token_f1` of two texts in normal form, of which `gold` is not empty."""
+    if stated != gold and not rules.whole.isdisjoint((stated, gold)):
+        return 0.0
+    words, own = Counter(stated.split()), Counter(gold.split())
+    return 2 * (words & own).total() / (words.total() + own.total())
+
+
+# What may lead to the letter: "Answer:", "So the correct answer is", "Final answer: option", "I choose". No "would": "I
+# would choose B, if" does not.
 _LEAD_IN = (
-    r"(?:(?:so|thus|hence|therefore),?\ )?(?:(?:the|my)\ )?(?:(?:correct|right|best|final)\ )?"
-    r"(?:answer|option|choice|letter)(?:\ is)?(?:\s*[:=]\s*|\s)(?:(?:option|choice|letter)\ )?"
+    r"(?:(?:so|thus|hence|therefore),?\ )?(?:I(?:\ will|['\u2019]ll)?\ (?:choose|pick|select|go\ with)\ (?:answer\ )?|"
+    r"(?:(?:the|my)\ )?(?:(?:correct|right|best|final)\ )?"
+    r"(?:answer|option|choice|letter)(?:\ is)?(?:\s*[:=]\s*|\s))(?:(?:option|choice|letter)\ )?"
 )
-_CHOICE_MARKUP = re.compile(r"\\(?:boxed|text)\{|[*`}$#]")
+_CHOICE_MARKUP = re.compile(rf"{STYLES}\ ?|\\[(\[]\ ?|\ ?\\[)\]]|[*`}}$#]")
 
 
 @lru_cache(maxsize=64)
@@ -162,7 +190,7 @@ _SUFFIXES: dict[str, tuple[Fraction, str]] = {
     **dict.fromkeys(("basis points", "basis point", "bps", "bp"), (Fraction(1, 100), "%")),
     **dict.fromkeys(("percentage points", "percentage point", "pct"), (Fraction(1), "%")),
 }
-_SUFFIX = re.compile(rf"(?<=[0-9])[ \u00a0]?({'|'.join(_SUFFIXES)})(?![\w/])", re.IGNORECASE)
+_SUFFIX = re.compile(rf"(?<=[0-9⟩])[ \u00a0]?({'|'.join(_SUFFIXES)})(?![\w/])", re.IGNORECASE)
 _CURRENCY = re.compile(r"[$€£¥₹]")
 # Accounting's minus sign: brackets around a figure and nothing else.
 _BRACKETED = re.compile(rf"\(({_CURRENCY.pattern}?[0-9.,]++(?:{_SUFFIX.pattern}|\ ?%|\ percent)?)\)", re.IGNORECASE)
@@ -185,7 +213,7 @@ def extract_figure(text: str) -> Figure | None:
     """
     if len(text) > MAX_CHARACTERS:
         return None
-    text = _PERIOD.sub("period", _BRACKETED.sub(r"-\1", text.replace("US$", "$")))
+    text = _PERIOD.sub("period", _BRACKETED.sub(r"-\1", plain(text)))
     suffix = _SUFFIX.search(text)
     factor = Fraction(1)
     if suffix:
@@ -250,6 +278,29 @@ def f1_reward(
     [1.0, 0.5]
     """
     return [token_f1(completion_text(c), golds) for c, golds in zip(completions, aliases, strict=True)]
+
+
+def answer_rewards(rules: Rules, read: Callable[[Completion], str] = completion_text) -> tuple[Reward, Reward]:
+    """`exact_match_reward` and `f1_reward`, under these names, by the rules of one data set.
+
+    `read` gives the text to grade: the whole completion or, by `rewards.tags.answer_text`, its answer block.
+
+    >>> exact, f1 = answer_rewards(HOTPOTQA)
+    >>> exact(["Yes."], aliases=[["yes"]]), f1(["no, yes"], aliases=[["yes"]]), f1.__name__
+    ([1.0], [0.0], 'f1_reward')
+    """
+
+    def exact_match_reward(
+        completions: Sequence[Completion], aliases: Sequence[Sequence[str]], **kwargs: object
+    ) -> list[float | None]:
+        return [exact_match(read(c), golds, rules) for c, golds in zip(completions, aliases, strict=True)]
+
+    def f1_reward(
+        completions: Sequence[Completion], aliases: Sequence[Sequence[str]], **kwargs: object
+    ) -> list[float | None]:
+        return [token_f1(read(c), golds, rules) for c, golds in zip(completions, aliases, strict=True)]
+
+    return exact_match_reward, f1_reward
 
 
 def choice_reward(

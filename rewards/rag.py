@@ -1,6 +1,7 @@
 """Rewards for answers from evidence, in the tag format: rules on the answer block, and what the reasoning cites.
 
-The answer block is graded as `rewards.qa` grades a plain completion: SQuAD's normalisation, the best of the aliases.
+The answer block is graded as `rewards.qa` grades a plain completion: SQuAD's normalisation, the best of the aliases. So
+does MuSiQue's script; for a data set with other rules, recipes take `rewards.qa.answer_rewards`.
 Nothing outside the block is read for it, so an answer that stands in the reasoning alone earns nothing.
 """
 

@@ -16,7 +16,6 @@ import pytest
 
 from recipes.common.args import JudgeReward
 from recipes.common.cli import explain, smoke_args
-from rewards import rag
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ["freshqa_grpo", "hotpotqa_grpo", "musique_grpo", "triviaqa_grpo"]
@@ -109,7 +108,7 @@ def test_right_answers_outweigh_form(name: str) -> None:
     module = recipe(name)
     rules = {reward.__name__: weight for reward, weight in module.RULES.items()}
     form = sum(rules[f"{part}_reward"] for part in ("tags", "structure", "multiline", "steps"))
-    assert module.RULES[rag.exact_match_reward] + module.RULES[rag.f1_reward] > form
+    assert rules["exact_match_reward"] + rules["f1_reward"] > form
     assert sum(module.JUDGED.values()) < rules["exact_match_reward"] + rules["f1_reward"]
     assert {make.__name__ for make in module.JUDGED} == {f"{name}_reward" for name in get_args(JudgeReward)}
 

@@ -81,10 +81,10 @@ def test_passages_are_ranked_by_shared_words_and_rare_ones_count_more():
 
 def bm25(passages: list[str], question: str) -> list[float]:
     """BM25 from its formula: what Lucene 8 and later give, which leave out the constant factor k1 + 1."""
-    words = [re.findall(r"\w\w+", passage.lower()) for passage in passages]
+    words = [re.findall(r"[a-z0-9]+", passage.lower()) for passage in passages]
     mean = sum(map(len, words)) / len(words)
     scores = [0.0] * len(passages)
-    for word in re.findall(r"\w\w+", question.lower()):
+    for word in re.findall(r"[a-z0-9]+", question.lower()):
         holders = sum(word in own for own in words)
         idf = math.log(1 + (len(words) - holders + 0.5) / (holders + 0.5))
         for index, own in enumerate(words):
@@ -96,14 +96,28 @@ def test_the_ranking_is_bm25_and_ties_keep_their_order():
     rng = random.Random(0)
     ties = 0
     for _ in range(100):
-        passages = [" ".join(rng.choices(["ant", "bee", "cow", "dog"], k=rng.randint(1, 6))) for _ in range(8)]
-        question = " ".join(rng.choices(["ant", "bee", "emu"], k=3))
+        passages = [" ".join(rng.choices(["ant", "bee", "cow", "8", "x"], k=rng.randint(1, 6))) for _ in range(8)]
+        question = " ".join(rng.choices(["ant", "bee", "emu", "8"], k=3))
         scores = bm25(passages, question)
         expected = sorted(range(8), key=lambda index: -round(scores[index], 6))
         assert ranking(passages, question) == expected
         assert best_first(passages, question) == [passages[index] for index in expected]
         ties += len({round(score, 6) for score in scores}) < 8
     assert ties > 50
+
+
+@pytest.mark.parametrize(
+    ("passages", "question"),
+    [
+        (["Apollo 9 flew.", "Apollo 8 flew."], "When did Apollo 8 fly?"),
+        (["Vitamin C.", "Vitamin B."], "What is vitamin B good for?"),
+        (["Windows 7, it is.", "Windows 8, it is."], "Who made Windows 8?"),
+        (["大阪は商都。", "東京は首都。"], "首都はどこ？"),
+        (["बिल्ली", "दिल्ली राजधानी"], "राजधानी?"),
+    ],
+)
+def test_single_digits_letters_and_other_scripts_tell_passages_apart(passages, question):
+    assert ranking(passages, question) == [1, 0]
 
 
 @pytest.mark.parametrize("passages", [[], ["", " "], ["?!", "a I"], ["One word.", "Two words."]])

@@ -76,7 +76,7 @@ def test_a_hub_split_may_have_another_name(hub):
     assert read(spec, parse, "test")["clue"] == ["Clue 2", "Clue 3"]
 
 
-@pytest.mark.parametrize(("one_split", "expected"), [(False, [0, 1, 2]), (True, [27, 28, 29])])
+@pytest.mark.parametrize(("one_split", "expected"), [(False, [0, 1, 2]), (True, [15, 16, 17])])
 def test_a_streamed_hub_set_is_read_no_further_than_the_limit(hub, one_split, expected):
     rows = [raw_row(number) for number in range(120)]
     towns = {"hub_train": "train", "hub_test": "train"} if one_split else {}
@@ -255,6 +255,113 @@ def test_a_named_split_without_a_usable_row_is_refused(tmp_path):
     expected = r"since no row of the split TEST can be used: add rows, or pass a folder with train\.csv and test\.csv"
     with pytest.raises(ValueError, match=expected):
         read(SHEET, parse, "test", source=str(tmp_path / "rows.jsonl"))
+
+
+# Twins: rows that differ by case, spacing or line breaks alone
+
+
+def asking(clue: str, **more: Any) -> Row:
+    return raw_row(1, clue=clue, **more)
+
+
+def ask(raw: Row) -> Row:
+    row = parse(raw)
+    return row | {"prompt": [{"role": "system", "content": "Solve it."}, {"role": "user", "content": row["clue"]}]}
+
+
+def twins(text: str) -> list[str]:
+    return [text.upper(), f" {text}\n", text.replace(" ", "  "), text.replace(" ", "\n"), text.replace(" ", "\u00a0")]
+
+
+def test_twins_are_on_one_side_of_a_file(tmp_path):
+    """Of 25 held-out rows, 25 had such a twin in training when the hash was of the text as it stands."""
+    texts = [f"Which river of {number} letters flows through the town of Tarby?" for number in range(250)]
+    rows = [asking(twin) for text in texts for twin in (text, *twins(text))]
+    source = write(tmp_path / "all.jsonl", rows)
+    spec = replace(CLUES, split_by="clue")
+    train, test = (
+        {" ".join(clue.lower().split()) for clue in read(spec, ask, split, source=source)["clue"]}
+        for split in ("train", "test")
+    )
+    assert len(test) >= 20 and not train & test
+    assert train | test == {text.lower() for text in texts}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_what_a_folder_tests_is_left_out_of_its_training(tmp_path, capsys, suffix):
+    tested = [f"Clue {number}, two words" for number in range(5)]
+    copies = [twin for text in tested for twin in (text, *twins(text))]
+    write(tmp_path / "train.jsonl", [asking(clue) for clue in [*copies, *(f"Own {n}" for n in range(40))]])
+    rows = [asking(clue) for clue in tested]
+    if suffix == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
+    else:
+        write(tmp_path / "test.jsonl", rows)
+    assert read(CLUES, ask, "train", source=str(tmp_path))["clue"] == [f"Own {number}" for number in range(40)]
+    said = f"25 of 70 rows stand in test.{suffix} too (case and spacing aside) and are left out"
+    assert f"train.jsonl: {said}\n" in capsys.readouterr().out  # `parse` strips: 5 more repeat an earlier row
+    assert read(CLUES, ask, "test", source=str(tmp_path))["clue"] == tested
+    assert capsys.readouterr().out == ""
+    assert read(replace(CLUES, streamed=True), ask, "train", limit=3, source=str(tmp_path))["clue"] == [
+        "Own 0",
+        "Own 1",
+        "Own 2",
+    ]
+
+
+def test_a_folder_that_trains_on_what_it_tests_is_refused(tmp_path):
+    write(tmp_path / "test.jsonl", [asking(f"Clue {number}") for number in range(25)])
+    for own in (0, 24):
+        rows = [asking(f"clue {number} ") for number in range(25)] + [asking(f"Own {number}") for number in range(own)]
+        write(tmp_path / "train.jsonl", rows)
+        expected = (
+            rf"train\.jsonl shares 25 of {25 + own} rows with test\.jsonl, which leaves little to train on: take out"
+        )
+        with pytest.raises(ValueError, match=expected) as caught:
+            read(CLUES, ask, "train", source=str(tmp_path))
+        assert "\n" not in str(caught.value)
+    assert len(read(CLUES, ask, "test", source=str(tmp_path))) == 25
+
+
+def test_training_does_not_need_a_file_for_test_nor_one_that_is_sound(tmp_path):
+    write(tmp_path / "train.jsonl", [asking("Clue 1"), asking("Clue 2"), asking("Clue 3")])
+    assert len(read(CLUES, ask, "train", source=str(tmp_path))) == 3
+    write(tmp_path / "test.jsonl", [asking("clue 1"), raw_row(2, n=-1), raw_row(3, n=0), "?", ["?"]])
+    assert read(CLUES, ask, "train", source=str(tmp_path))["clue"] == ["Clue 2", "Clue 3"]
+    (tmp_path / "test.jsonl").write_text("{")
+    assert len(read(CLUES, ask, "train", source=str(tmp_path))) == 3
+    with pytest.raises(ValueError, match=r"test\.jsonl, row 1 is not JSON"):
+        read(CLUES, ask, "test", source=str(tmp_path))
+
+
+def test_what_a_files_own_test_rows_ask_is_left_out_of_training(tmp_path, capsys):
+    named = [asking(f"clue  {number}", split="DEV") for number in range(9)]
+    source = write(tmp_path / "all.jsonl", [*named, *(asking(f"Clue {n}", split="TEST") for n in range(4))])
+    assert read(SHEET, ask, "train", source=source)["clue"] == [f"clue  {number}" for number in range(4, 9)]
+    assert "4 of 13 rows stand in the test part too (case and spacing aside) and are left" in capsys.readouterr().out
+    assert len(read(SHEET, ask, "test", source=source)) == 4
+
+
+def test_the_rows_are_told_apart_by_all_that_the_prompt_says(tmp_path):
+    """A question about two companies is two; and so is one with other options."""
+    from data import arc, earnings_calls
+
+    def write_both(train: Row, test: Row) -> str:
+        write(tmp_path / "train.jsonl", [train])
+        write(tmp_path / "test.jsonl", [test])
+        return str(tmp_path)
+
+    call = {"q": "2021-Q2", "transcript": "It was $5.", "question": "What was it?", "answer": "It was $5."}
+    source = write_both(call | {"ticker": "ABC"}, call | {"ticker": "XYZ"})
+    assert len(earnings_calls.load("train", source=source)) == 1
+    choice = {"question": "Which is dry?", "choices": {"text": ["sand", "sea"], "label": ["A", "B"]}, "answerKey": "A"}
+    other = {"text": ["salt", "sea"], "label": ["A", "B"]}
+    assert len(arc.load("train", source=write_both(choice, choice | {"choices": other}))) == 1
+    with pytest.raises(ValueError, match=r"shares 1 of 1 rows with test\.jsonl"):
+        arc.load("train", source=write_both(choice, choice))
 
 
 # Rows that do not come out

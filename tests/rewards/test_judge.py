@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rewards.judge import (
     Counts,
     Judge,
     Rubric,
+    _read,
     connect,
     fence,
     judged_reward,
@@ -263,6 +265,57 @@ def test_json_in_words_is_read(scripted, tmp_path):
     said = json.dumps('Sure!\n```json\n{"score": 1}\n```').encode()
     server = scripted(lambda body: (200, b'{"choices": [{"message": {"content": ' + said + b"}}]}"))
     assert judge_for(server, tmp_path).scores(RUBRIC, cases("Paris")) == [1]
+
+
+THOUGHT = '<think>\nIs it {right}? I lean to {"score": 0}.\n</think>\n'
+READ = {
+    "thoughts": THOUGHT + '{"score": 1}',
+    "thoughts that the prompt opened": THOUGHT.removeprefix("<think>") + '{"score": 1}',
+    "thinking": THOUGHT.replace("think>", "thinking>") + '{"score": 1}',
+    "thoughts, words and a fence": THOUGHT + 'Sure:\n```json\n{"score": 1}\n```\nI used {braces}.',
+    "braces after it": '{"score": 1} The set {x | x > 0} and f() {} are fine.',
+    "braces before it": 'The answer {Paris} is right: {"score": 1}',
+    "the same twice": '{"score": 1}\nSo: { "score": 1.0 }',
+    "another object": '{"note": "I am sure"} {"score": 1}',
+    "a brace in a string": '{"score": 1, "why": "a } and a { and </think> stand in it"}',
+    "line breaks": '{\n  "score": 1\n}\n',
+}
+UNREAD = {
+    "nothing": "",
+    "words": "It is right.",
+    "thoughts alone": THOUGHT,
+    "thoughts without an end": "<think>So {right}: " + '{"score": 1}',
+    "two verdicts": '{"score": 0} or {"score": 1}',
+    "two verdicts after thoughts": THOUGHT + '{"score": 0} Its answer said </think> {"score": 1}',
+    "a broken object that quotes a verdict": '{"why": "it says {"score": 1}", "score": 0}',
+    "cut off": '{"score": 1',
+    "cut off after a verdict": '{"score": 1} {"score": ',
+    "of Python": "{'score': 1}",
+    "out of range": '{"score": "high"}',
+    "deep": '{"a":' * 3_000,
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_verdict_of_a_judge_that_thinks_aloud_is_read(name):
+    assert _read(READ[name], Score).score == 1
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_reply_without_one_verdict_is_a_failure(name):
+    with pytest.raises(Failure, match=r"the reply (is not the JSON asked for|has verdicts that differ)") as caught:
+        _read(UNREAD[name], Score)
+    assert caught.value.again
+
+
+@pytest.mark.parametrize("piece", ["{", '{"', '{"a":', "{}", "<think>", "</think>", '{"score": 1}', "{ ", "[", '"'])
+def test_hostile_replies_cost_little(piece, is_fast):
+    def read(text):
+        with suppress(Failure):
+            _read(text, Score)
+
+    for text in (piece * 5_000, "x" + piece * 5_000, THOUGHT + piece * 5_000):
+        assert is_fast(lambda text=text: read(text))
 
 
 def test_threads_are_bounded_and_used(scripted, tmp_path):
