@@ -31,7 +31,7 @@ from recipes.common import machine
 from recipes.common.clock import Clock
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import resolve
-from recipes.common.training import Training, tokens_per_second, weights_bytes
+from recipes.common.training import Training, changeable, tokens_per_second, weights_bytes
 from rewards.contract import Prefer
 from rewards.judge import Judge
 
@@ -316,13 +316,15 @@ def _newest(parent: Path, recipe: str, spec: ModelSpec, config: dict[str, Any]) 
     changed = [
         f"--{name.replace('_', '-')} {before.get(name)} -> {config.get(name)}"
         for name in sorted(before.keys() | config.keys())
-        if before.get(name) != config.get(name)
+        if before.get(name) != config.get(name) and name not in changeable(folder)
     ]
     if changed:
         raise ValueError(
             f"--resume cannot continue {folder} with another configuration ({', '.join(changed)}); "
             "give the values it started with, or start a new run without --resume"
         )
+    if before != before | config:
+        write_json_atomic(candidates[0], before | config)
     return folder
 
 
