@@ -1,5 +1,5 @@
-"""Trainer callbacks: a readable line a step, a stop where numbers are no longer finite, checkpoints that say what they
-are whole of, the time budget, and what preference recipes watch.
+"""Trainer callbacks: a readable line a step, a stop where numbers are no longer finite, checkpoints that say when they
+are whole and of what, the time budget, and what preference recipes watch.
 
 A recipe adds `LikelihoodWatch` and `KLProbe` to its trainer before `Run.train`, which attaches the others: what they
 put into a step's `logs` then reaches metrics.jsonl. Trackers (`report_to`) come before both and do not see it.
@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ HEADER_EVERY = 20
 SAVE_EVERY = 600.0  # seconds of work that a kill may cost, however slow a step is
 # A scale that a GradScaler has halved to this, from 65,536: it is not the scaling that makes the gradient overflow.
 LEAST_SCALE = 2.0**-10
+LARGE = 100.0  # of a trained weight: those of adapters are below 1
 # Of what every row ends with.
 CLOCK = {"s/step": "seconds that this step took", "left": "minutes and seconds that are still needed"}
 
@@ -214,22 +215,22 @@ class WholeCheckpoints(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        weights = (weight for group in optimizer.param_groups for weight in group["params"])
-        fault = "weights" if not _are_finite(weights) else "outputs" if not _computes(model, processing_class) else None
+        weights = (weight.detach() for group in optimizer.param_groups for weight in group["params"])
+        # Without a copy of any weight: the ends are nan where one is.
+        ends = [abs(float(end)) for weight in weights for end in torch.aminmax(weight)]
+        fault = None
+        if not all(map(math.isfinite, ends)):
+            fault = "weights"
+        elif max(ends) > LARGE and not _computes(model, processing_class):
+            fault = "outputs"
         if fault:
             shutil.rmtree(folder)
             raise NotFinite(fault, state.global_step, before_update=False)
         mark_whole(folder, state.global_step)
 
 
-def _are_finite(weights: Iterable[torch.Tensor]) -> bool:
-    """Without a copy of any: the least and the greatest are nan where one is."""
-    return all(math.isfinite(end) for weight in weights for end in torch.aminmax(weight.detach()))
-
-
 def _computes(model: Any, tokenizer: Any) -> bool:
-    """Whether the outputs are finite too: finite weights may be too large to compute with. Without a tokenizer, there
-    is no saying."""
+    """Whether weights that are finite are not too large to compute with; without a tokenizer there is no saying."""
     end = getattr(tokenizer, "eos_token_id", None)
     return end is None or bool(torch.isfinite(forward(model, tokenizer, [[end] * 4])).all())
 

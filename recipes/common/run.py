@@ -7,6 +7,7 @@ outputs/<recipe>/<model>/<time>/
     seconds.json        seconds by phase
     warm_start/         the adapter after the warm start
     checkpoints/        trainer state, until the run is complete
+    stopped.json        where numbers were no longer finite: until training is past it, a learning rate may change
     adapter/            the trained adapter, or the whole model, with tokenizer, chat template and model card
     results.json        the figures; "complete": true only when all of it is there
     report.html         the same to look at

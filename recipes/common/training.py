@@ -101,7 +101,7 @@ class Training:
         from recipes.common.callbacks import find_fault
 
         faults, whole = {}, None
-        for folder in sorted(self.checkpoints(phase).glob("checkpoint-*"), key=_step, reverse=True):
+        for folder in sorted(self.checkpoints(phase).glob("checkpoint-[0-9]*"), key=_step, reverse=True):
             fault = find_fault(folder)
             if fault is None:
                 whole = folder
@@ -125,7 +125,7 @@ class Training:
         own = rates[-1] if error.what.startswith("value") else rates[0]
         rate = trainer.args.value_learning_rate if own == "value_learning_rate" else trainer.args.learning_rate
         kept, flag = self.last_checkpoint(phase), f"--{own.replace('_', '-')}"
-        goes_on = f"goes on from step {_step(kept)}" if kept else f"starts {phase} anew"
+        goes_on = f"goes on from step {_step(kept)}" if kept else "starts the phase anew"
         return (
             f"{error.what} not finite in step {error.step} of {planned} ({phase}) at {flag} {rate:g}: the same command "
             f"with --resume and a lower {flag} {goes_on}"

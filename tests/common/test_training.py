@@ -511,6 +511,8 @@ def test_training_stops_where_numbers_are_no_longer_finite_and_goes_on_at_a_lowe
     warning = "The learning rate was changed before this step: 0.001 -> 0.0001."
     assert [line.get("warning") for line in lines] == [None, None, warning, None]
     assert warning in capsys.readouterr().out
+    groups = {group["initial_lr"] for group in trainer.optimizer.param_groups}
+    assert groups == ({1e-4, 1e-5} if method == "ppo" else {1e-4})
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
 
 
@@ -522,7 +524,7 @@ def test_a_rate_far_too_high_stops_at_once_and_leaves_nothing_that_is_of_no_use(
     training = training_in(tmp_path, save_steps=1.0)
     with pytest.raises(ValueError, match=rf" not finite in step 1 of 4 \({method}\) at --learning-rate ") as stopped:
         training.train(build(method, training, learning_rate=rate))
-    assert str(stopped.value).endswith(f" and a lower --learning-rate starts {method} anew")
+    assert str(stopped.value).endswith(" and a lower --learning-rate starts the phase anew")
     assert not list(training.checkpoints(method).glob("checkpoint-*"))
 
 
@@ -543,6 +545,6 @@ def test_the_rate_that_may_change_is_that_of_what_was_not_finite(build: Any, tmp
 
 def test_a_checkpoint_that_nothing_can_go_on_from_gives_way_to_the_one_before(build: Any, tmp_path: Path) -> None:
     training = training_in(tmp_path, save_steps=1.0, resumed=True)
-    for step, kept in ((3, "goes on from step 2"), (3, "goes on from step 1"), (2, "starts sft anew")):
+    for step, kept in ((3, "goes on from step 2"), (3, "goes on from step 1"), (2, "starts the phase anew")):
         with pytest.raises(ValueError, match=f"not finite in step {step} .* {kept}$"):
             training.train(spoil(build("sft", training, learning_rate=1e-3), step))
