@@ -1,6 +1,7 @@
 """What every trainer of a run is told, checkpoints that are whole or not there, and adapters that come back."""
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -252,6 +253,27 @@ def test_a_damaged_checkpoint_is_told_and_the_previous_one_used(
         damage(kept / f"checkpoint-{step}" / "optimizer.pt")
     assert training.last_checkpoint("sft") is None
     assert capsys.readouterr().out.count("sft starts anew.\n") == 2
+
+
+def test_what_a_mark_vouches_for_is_on_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes.common.callbacks import mark_whole
+
+    flushed, fsync = [], os.fsync
+
+    def record(handle: int) -> None:
+        flushed.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    folder = tmp_path / "checkpoint-1"
+    (folder / "below").mkdir(parents=True)
+    for file in (folder / "weights", folder / "below" / "more"):
+        file.write_text("x")
+    monkeypatch.setattr(os, "fsync", record)
+    mark_whole(folder, 1)
+    files = {path.stat().st_ino for path in (folder / "weights", folder / "below" / "more")}
+    rest = [path.stat().st_ino for path in (folder / "below", folder, tmp_path, folder / "complete.json")]
+    order = list(dict.fromkeys(flushed))
+    assert set(order[:2]) == files and order[2:] == rest
 
 
 def test_a_step_that_takes_long_is_saved(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
