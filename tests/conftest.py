@@ -146,7 +146,8 @@ def preference_trainer(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFac
         model = LlamaForSequenceClassification(config) if reward else LlamaForCausalLM(config)
         lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS" if reward else "CAUSAL_LM")
         trainer_class, config_class, defaults = trainers[method]
-        arguments = config_class(output_dir=f"{folder}/{method}", report_to="none", **defaults | settings)
+        told = {"output_dir": f"{folder}/{method}", "report_to": "none"}
+        arguments = config_class(**told | defaults | settings)
         return trainer_class(
             model=get_peft_model(model, lora),
             args=arguments,

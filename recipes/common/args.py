@@ -40,7 +40,7 @@ class RunArgs:
     resume: bool = False
     """Continue the newest unfinished run of this model"""
     save_steps: float = 0.1
-    """Steps between checkpoints, or below 1 their share of the run: what a kill can cost"""
+    """Steps between checkpoints, or below 1 their share of the run; one more where ten minutes go by without"""
     seed: int = 3407
     """Seed of data order, adapter and sampling"""
     report_to: str = "none"

@@ -28,6 +28,7 @@ from trl.trainer.utils import entropy_from_logits, pad, selective_log_softmax, u
 from data.prompts import leave_out_long
 from eval.sampling import Completion, Sampler, evaluate
 from recipes.common.args import PPOArgs
+from recipes.common.callbacks import NotFinite
 from recipes.common.grpo import Policy
 from recipes.common.models import WEIGHTS
 from recipes.common.preference import freeze_reference, reference_policy
@@ -220,6 +221,7 @@ class PPOTrainer(Trainer):
         self.kl_coefficient = args.kl_coefficient
         self.figures: dict[str, float] = {}
         self.tokens = 0
+        self.moved = False  # whether this update has changed a weight yet
         super().__init__(
             model=model,
             args=args,
@@ -371,13 +373,17 @@ class PPOTrainer(Trainer):
         """Every epoch and minibatch but for the last step of the optimiser; returns the mean loss."""
         args = self.args
         found: list[dict[str, float]] = []
+        self.moved = False
         for minibatch in self._minibatches([batch for batch in batches if old["mask"][batch.rows].any()]):
             if found:
                 if args.max_grad_norm > 0:
                     self._clip_grad_norm(self.model)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+                self.moved = True
             found.append(self._differentiate(minibatch, old))
+            for name in ("policy_loss", "value_loss"):
+                self._expect_finite(found[-1][name], name.replace("_", " "))
             # As in CleanRL, the minibatch that shows it is the last to be learned from.
             if args.max_update_kl is not None and found[-1]["approx_kl"] > args.max_update_kl:
                 break
@@ -440,8 +446,15 @@ class PPOTrainer(Trainer):
             torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
             for parameters in trained_parameters(self.model)
         )
+        if self.accelerator.scaler is None:  # which leaves such a step out; see `callbacks.FiniteSteps`
+            self._expect_finite(float(policy), "policy gradient")
+            self._expect_finite(float(value), "value gradient")
         self.figures["value_grad_norm"] = float(value)
         return policy
+
+    def _expect_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise NotFinite(what, self.state.global_step + 1, before_update=not self.moved)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, **self.figures} if "loss" in logs else logs, start_time)

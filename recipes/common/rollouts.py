@@ -52,6 +52,10 @@ class Rollouts:
         if engine == "model":
             if not machine.has_gpu():
                 _generate_merged(model)
+            else:
+                # Sampling from nan would end the process on a GPU, without a word of the cause; from noise, the loss
+                # is nan and says it.
+                model.generation_config.remove_invalid_values = True
             self.sampler: Sampler = ModelSampler(model, tokenizer)
         elif machine.has_gpu():
             self.scratch = tempfile.TemporaryDirectory()

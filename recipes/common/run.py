@@ -7,6 +7,7 @@ outputs/<recipe>/<model>/<time>/
     seconds.json        seconds by phase
     warm_start/         the adapter after the warm start
     checkpoints/        trainer state, until the run is complete
+    stopped.json        where numbers were no longer finite: until training is past it, a learning rate may change
     adapter/            the trained adapter, or the whole model, with tokenizer, chat template and model card
     results.json        the figures; "complete": true only when all of it is there
     report.html         the same to look at
@@ -31,7 +32,7 @@ from recipes.common import machine
 from recipes.common.clock import Clock
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import resolve
-from recipes.common.training import Training, tokens_per_second, weights_bytes
+from recipes.common.training import Training, changeable, tokens_per_second, weights_bytes
 from rewards.contract import Prefer
 from rewards.judge import Judge
 
@@ -316,13 +317,15 @@ def _newest(parent: Path, recipe: str, spec: ModelSpec, config: dict[str, Any]) 
     changed = [
         f"--{name.replace('_', '-')} {before.get(name)} -> {config.get(name)}"
         for name in sorted(before.keys() | config.keys())
-        if before.get(name) != config.get(name)
+        if before.get(name) != config.get(name) and name not in changeable(folder)
     ]
     if changed:
         raise ValueError(
             f"--resume cannot continue {folder} with another configuration ({', '.join(changed)}); "
             "give the values it started with, or start a new run without --resume"
         )
+    if before != before | config:
+        write_json_atomic(candidates[0], before | config)
     return folder
 
 

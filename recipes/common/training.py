@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from eval.files import write_text_atomic
+from eval.files import read_json, write_json_atomic, write_text_atomic
 from eval.methods import phase_of
 from eval.results import MetricsLine, read_lines
 from recipes.common import machine
@@ -19,6 +19,9 @@ from recipes.common.model_table import ModelSpec
 from recipes.common.models import half_precision
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
+STOPPED = "stopped.json"  # in a run's folder: numbers were no longer finite, and these flags may change for it
+# A phase's learning rates, where they are not --learning-rate alone.
+RATES = {"warm start": ("sft_learning_rate",), "ppo": ("learning_rate", "value_learning_rate")}
 
 
 class Training:
@@ -43,6 +46,7 @@ class Training:
             "use_cpu": not machine.has_gpu(),  # plain TRL asks to be told; Unsloth sees it
             "gradient_checkpointing": machine.has_gpu(),
             "logging_steps": 1,
+            "logging_nan_inf_filter": False,  # a loss of nan is to be seen: training stops there
             "save_strategy": "steps",
             "save_steps": args.save_steps,
             "save_total_limit": 2,  # the previous one, in case a save is cut off
@@ -54,9 +58,10 @@ class Training:
     def train(self, trainer: Any) -> bool:
         """Run a trainer built with `settings` from its last whole checkpoint, where there is one.
 
-        False where `--max-hours` stopped it early.
+        False where `--max-hours` stopped it early. Raises ValueError at the first loss, gradient or weight that is not
+        finite; what was saved before stays.
         """
-        from recipes.common.callbacks import attach
+        from recipes.common.callbacks import NotFinite, attach
 
         phase, planned = phase_of(trainer), planned_steps(trainer)
         checkpoint = self.last_checkpoint(phase)
@@ -69,10 +74,14 @@ class Training:
             self.load_adapter(str(checkpoint.relative_to(self.folder)), trainer.model)
         else:
             machine.keep_freed_memory()
-            with self.clock.phase(phase):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            # Out of the trainer's autocast, so that it evaluates as it will when it is loaded from its folder.
-            trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+            try:
+                with self.clock.phase(phase):
+                    _train(trainer, checkpoint)
+            except NotFinite as error:
+                if checkpoint and error.before_update and error.step == made + 1:
+                    shutil.rmtree(checkpoint)  # nothing can go on from there
+                raise ValueError(self._stopped(trainer, phase, planned, error)) from error
+            (self.folder / STOPPED).unlink(missing_ok=True)
             made = trainer.state.global_step
         self.steps[phase] = (made, planned)
         if made < planned:
@@ -84,23 +93,43 @@ class Training:
         return self.folder / "checkpoints" / phase.replace(" ", "_")
 
     def last_checkpoint(self, phase: str) -> Path | None:
-        """The newest checkpoint of `phase` that was saved whole, or None; deletes cut-off ones.
+        """The newest checkpoint of `phase` whose every file is as it was saved, or None.
 
-        Metrics that a killed session logged after it are dropped too: their steps will be made again.
+        Newer ones, cut off or damaged since, are deleted, and a line names the fault of each. Metrics that a killed
+        session logged after it are dropped too: their steps will be made again.
         """
-        from recipes.common.callbacks import COMPLETE
+        from recipes.common.callbacks import find_fault
 
-        whole = None
-        for folder in self.checkpoints(phase).glob("checkpoint-*"):
-            if not (folder / COMPLETE).exists():
-                shutil.rmtree(folder)
-            elif whole is None or _step(folder) > _step(whole):
+        faults, whole = {}, None
+        for folder in sorted(self.checkpoints(phase).glob("checkpoint-[0-9]*"), key=_step, reverse=True):
+            fault = find_fault(folder)
+            if fault is None:
                 whole = folder
+                break
+            faults[str(folder.relative_to(self.folder))] = fault
+            shutil.rmtree(folder)
+        goes_on = f"goes on from step {_step(whole)}" if whole else "starts anew"
+        for name, fault in faults.items():
+            print(f"{name} is not whole ({fault}): {phase} {goes_on}.")
         if self.resumed:
             step = _step(whole) if whole else 0
             kept = [line for line in self.metrics() if line["phase"] != phase or line["step"] <= step]
             write_text_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         return whole
+
+    def _stopped(self, trainer: Any, phase: str, planned: int, error: Any) -> str:
+        """Leave a note for `changeable`; what to tell the user."""
+        rates = RATES.get(phase, ("learning_rate",))
+        note = {"phase": phase, "step": error.step, "what": error.what, "flags": rates}
+        write_json_atomic(self.folder / STOPPED, note)
+        own = rates[-1] if error.what.startswith("value") else rates[0]
+        rate = trainer.args.value_learning_rate if own == "value_learning_rate" else trainer.args.learning_rate
+        kept, flag = self.last_checkpoint(phase), f"--{own.replace('_', '-')}"
+        goes_on = f"goes on from step {_step(kept)}" if kept else "starts the phase anew"
+        return (
+            f"{error.what} not finite in step {error.step} of {planned} ({phase}) at {flag} {rate:g}: the same command "
+            f"with --resume and a lower {flag} {goes_on}"
+        )
 
     def log_metrics(self, phase: str, step: int, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; values that JSON cannot hold (nan, inf) become null."""
@@ -150,6 +179,15 @@ class Training:
         return True
 
 
+def changeable(folder: Path) -> set[str]:
+    """The flags that may differ when the run in `folder` is resumed: the learning rates of a phase that stopped because
+    numbers were no longer finite."""
+    try:
+        return set(read_json(folder / STOPPED)["flags"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def planned_steps(trainer: Any) -> int:
     """How many updates a built trainer will make; where its config counts epochs, it counts steps from then on."""
     args = trainer.args
@@ -176,6 +214,21 @@ def tokens_per_second(lines: Iterable[MetricsLine]) -> float | None:
         if line["num_tokens"] > before["num_tokens"]
     ]
     return round(statistics.median(speeds), 1) if speeds else None
+
+
+def _train(trainer: Any, checkpoint: Path | None) -> None:
+    """`trainer.train`; raises NotFinite."""
+    from recipes.common.callbacks import NotFinite
+
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except RuntimeError as error:  # of torch.multinomial, where rollouts are sampled from nan
+        if "probability tensor contains" not in str(error):
+            raise
+        step = trainer.state.global_step + 1
+        raise NotFinite("probabilities of the rollouts", step, before_update=True) from error
+    # Out of the trainer's autocast, so that it evaluates as it will when it is loaded from its folder.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 def _keep_prompt_encoder(trainer: Any, checkpoint: Path | None) -> None:

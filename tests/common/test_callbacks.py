@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from eval.files import read_json
 from recipes.common.run import Run
 
 pytestmark = pytest.mark.usefixtures("unsloth")  # before transformers, which the callbacks import
@@ -26,6 +27,7 @@ class Args:
     seed: int = 1
     report_to: str = "none"
     run_name: str | None = None
+    learning_rate: float = 1e-3
     push_to_hub: str | None = None
 
 
@@ -61,7 +63,8 @@ def trainer(run: Run, script: Callable[[int], dict[str, float]], callbacks: Iter
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             super().log(logs | (script(self.state.global_step) if "loss" in logs else {}), start_time)
 
-    settings = TrainingArguments(**run.trainer_settings("dpo"), remove_unused_columns=False)
+    rate = run.args.learning_rate
+    settings = TrainingArguments(**run.trainer_settings("dpo"), learning_rate=rate, remove_unused_columns=False)
     rows = [{"x": torch.ones(1)}] * 8
     return Scripted(Weight(), settings, train_dataset=rows, callbacks=list(callbacks))
 
@@ -208,9 +211,82 @@ def test_the_columns_are_explained_once(capsys: pytest.CaptureFixture) -> None:
     assert not any("share" in line for line in lines[8:])
 
 
+def infinite(when: str, step: int) -> Any:
+    """What makes the trainer's gradient infinite in every step from this one on, or its weights after it."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Infinite(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+            if "gradient" in when and state.global_step == step - 1:
+                self.hook = model.weight.register_hook(lambda gradient: gradient * torch.inf)
+            if when == "one gradient" and state.global_step == step:
+                self.hook.remove()
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+            if when == "weights" and state.global_step == step - 1:
+                model.weight.data.fill_(torch.inf)
+
+    return Infinite()
+
+
+@pytest.mark.parametrize("what", ["gradient", "weights"])
+def test_a_gradient_or_weight_that_is_not_finite_stops_training(what: str, tmp_path: Path) -> None:
+    from recipes.common.callbacks import find_fault
+
+    run = open_run("toy_dpo", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"^{what} not finite in step 8 of 40 \(dpo\) .* goes on from step 4$"):
+        run.training.train(trainer(run, falling, [infinite(what, step=8)]))
+    (kept,) = run.training.checkpoints("dpo").iterdir()
+    assert kept.name == "checkpoint-4" and find_fault(kept) is None
+
+
+def test_a_step_that_a_scaler_leaves_out_is_no_fault_unless_no_scale_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with float16 on a card without bfloat16: accelerate's own path, with torch's scaler for a CPU."""
+    import torch
+
+    def scaled(run: Run, spoilt: Any) -> Any:
+        made = trainer(run, falling, [spoilt])
+        made.accelerator.scaler = torch.amp.GradScaler("cpu")
+        made.accelerator.native_amp = True
+        monkeypatch.setattr(made.accelerator.state, "_mixed_precision", "fp16")
+        return made
+
+    run = open_run("toy_dpo", str(tmp_path))
+    assert run.training.train(scaled(run, infinite("one gradient", step=2)))
+    lines = run.training.metrics()
+    assert [line["step"] for line in lines if line["grad_norm"] is None] == [2] and len(lines) == STEPS
+    run = open_run("toy_kto", str(tmp_path))
+    # From 2**16 to 2**-10.
+    with pytest.raises(ValueError, match=r"^gradient not finite in step 27 of 40 "):
+        run.training.train(scaled(run, infinite("gradient", step=2)))
+
+
+def test_a_resume_takes_another_learning_rate_after_such_a_stop_alone(tmp_path: Path) -> None:
+    lower = {"resume": True, "learning_rate": 1e-4}
+    refused = r"another configuration \(--learning-rate 0\.001 -> 0\.0001\)"
+    run = open_run("toy_dpo", str(tmp_path))
+    with pytest.raises(ValueError, match=refused):
+        open_run("toy_dpo", str(tmp_path), **lower)
+    with pytest.raises(ValueError, match="not finite in step 6 of 40"):
+        run.training.train(trainer(run, falling, [infinite("gradient", step=6)]))
+    with pytest.raises(ValueError, match=r"another configuration \(--seed 1 -> 2\)"):
+        open_run("toy_dpo", str(tmp_path), **lower, seed=2)
+    resumed = open_run("toy_dpo", str(tmp_path), **lower)
+    assert read_json(resumed.folder / "config.json")["learning_rate"] == 1e-4
+    assert resumed.training.train(trainer(resumed, falling))
+    assert [line["learning_rate"] for line in resumed.training.metrics()] == pytest.approx(
+        [(1e-3 if step < 4 else 1e-4) * (1 - step / STEPS) for step in range(STEPS)]
+    )
+    with pytest.raises(ValueError, match=r"--learning-rate 0\.0001 -> 0\.001"):
+        open_run("toy_dpo", str(tmp_path), resume=True)
+
+
 def test_a_trainer_is_given_functions_and_no_run() -> None:
     """What a recipe's figures are handed to, and what says how long it may go on."""
-    from recipes.common.callbacks import StepTable, TimeBudget, WholeCheckpoints, attach
+    from recipes.common.callbacks import FiniteSteps, StepTable, TimeBudget, WholeCheckpoints, attach
 
     class Trained:
         model = type("Model", (), {"parameters": list})
@@ -225,8 +301,9 @@ def test_a_trainer_is_given_functions_and_no_run() -> None:
 
     trained, kept = Trained(), []
     attach(trained, "sft", log=lambda *step: kept.append(step), time_left=lambda: 7.0)  # type: ignore[arg-type]
-    table, checkpoints, budget = trained.callbacks
-    assert (type(table), type(checkpoints), type(budget)) == (StepTable, WholeCheckpoints, TimeBudget)
-    assert budget.time_left() == 7.0
+    kinds = [type(callback) for callback in trained.callbacks]
+    assert kinds.index(FiniteSteps) < kinds.index(StepTable)  # no row is written of a step that is not finite
+    table, budget = (trained.callbacks[kinds.index(kind)] for kind in (StepTable, TimeBudget))
+    assert WholeCheckpoints in kinds and budget.time_left() == 7.0
     table.log("sft", 1, {"loss": 0.5})
     assert kept == [("sft", 1, {"loss": 0.5})]

@@ -123,11 +123,11 @@ class ScriptedTrainer:
 
 
 def save_checkpoint(run: Run, step: int) -> None:
-    from recipes.common.callbacks import COMPLETE
+    from recipes.common.callbacks import mark_whole
 
     folder = run.training.checkpoints("grpo") / f"checkpoint-{step}"
     folder.mkdir(parents=True)
-    (folder / COMPLETE).write_text("{}")
+    mark_whole(folder, step)
 
 
 # Opening

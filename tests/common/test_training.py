@@ -1,7 +1,9 @@
 """What every trainer of a run is told, checkpoints that are whole or not there, and adapters that come back."""
 
 import math
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from recipes.common.args import RunArgs, TrainArgs
 from recipes.common.clock import Clock
 from recipes.common.models import resolve
-from recipes.common.training import Training, _parameter_counts, planned_steps
+from recipes.common.training import Training, _parameter_counts, changeable, planned_steps
 
 pytestmark = pytest.mark.usefixtures("unsloth")  # before transformers, which the trainer's callbacks import
 
@@ -126,10 +128,15 @@ def ppo(model: Any, tokenizer: Any, settings: dict[str, Any]) -> Any:
     from eval.sampling import ModelSampler
     from recipes.common.ppo import PPOConfig, PPOTrainer
 
-    config = PPOConfig(**settings, per_device_train_batch_size=4, minibatch_size=2, micro_batch_size=2)
+    sizes = {"per_device_train_batch_size": 4, "minibatch_size": 2, "micro_batch_size": 2, "max_completion_length": 8}
+    config = PPOConfig(**settings, **sizes)
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS])
     sampler = ModelSampler(model, tokenizer)
-    return PPOTrainer(model, lambda **_: [], config, sampler, train_dataset=rows, processing_class=tokenizer)
+
+    def reward(completions: list[Any], **kwargs: Any) -> list[float]:
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    return PPOTrainer(model, reward, config, sampler, train_dataset=rows, processing_class=tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -174,13 +181,13 @@ def test_steps_that_were_asked_for_are_planned(tmp_path: Path, tiny: Path, load_
 
 
 def save_checkpoint(training: Training, step: int, *, whole: bool = True) -> Path:
-    from recipes.common.callbacks import COMPLETE
+    from recipes.common.callbacks import mark_whole
 
     folder = training.checkpoints("grpo") / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "weights").write_text("x")
     if whole:
-        (folder / COMPLETE).write_text("{}")
+        mark_whole(folder, step)
     return folder
 
 
@@ -194,6 +201,92 @@ def test_a_checkpoint_cut_off_by_a_kill_is_deleted_and_the_previous_one_used(tmp
     save_checkpoint(training, 10)  # as a number: 10 comes after 9
     assert training.last_checkpoint("grpo") == training.checkpoints("grpo") / "checkpoint-10"
     assert training.last_checkpoint("warm start") is None
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flipped(file: Path) -> None:
+    *rest, last = file.read_bytes()
+    file.write_bytes(bytes([*rest, last ^ 1]))
+
+
+def replaced(file: Path) -> None:
+    file.write_bytes(b"[]")
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+def a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("damage", [emptied, cut, flipped, replaced, removed, a_folder])
+def test_a_damaged_checkpoint_is_told_and_the_previous_one_used(
+    damage: Callable[[Path], None], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Whichever file of a real one it is: without its optimiser's, training would go on, to other weights."""
+    training = training_in(tmp_path / "run", save_steps=1.0, max_steps=2)
+    assert train(training, stock_model("prompt-tuning", tiny, seed=1))
+    kept, whole = training.checkpoints("sft"), tmp_path / "kept"
+    shutil.copytree(kept, whole)
+    names = [path.name for path in (whole / "checkpoint-2").iterdir()]
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "complete.json"} < set(names)
+    for name in names:
+        damage(kept / "checkpoint-2" / name)
+        capsys.readouterr()
+        assert training.last_checkpoint("sft") == kept / "checkpoint-1", name
+        told = capsys.readouterr().out
+        assert told.startswith("checkpoints/sft/checkpoint-2 is not whole (" + name)
+        assert told.endswith(": sft goes on from step 1.\n") and told.count("\n") == 1
+        assert not (kept / "checkpoint-2").exists()
+        shutil.copytree(whole / "checkpoint-2", kept / "checkpoint-2")
+    for step in (1, 2):
+        damage(kept / f"checkpoint-{step}" / "optimizer.pt")
+    assert training.last_checkpoint("sft") is None
+    assert capsys.readouterr().out.count("sft starts anew.\n") == 2
+
+
+def test_what_a_mark_vouches_for_is_on_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes.common.callbacks import mark_whole
+
+    flushed, fsync = [], os.fsync
+
+    def record(handle: int) -> None:
+        flushed.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    folder = tmp_path / "checkpoint-1"
+    (folder / "below").mkdir(parents=True)
+    for file in (folder / "weights", folder / "below" / "more"):
+        file.write_text("x")
+    monkeypatch.setattr(os, "fsync", record)
+    mark_whole(folder, 1)
+    files = {path.stat().st_ino for path in (folder / "weights", folder / "below" / "more")}
+    rest = [path.stat().st_ino for path in (folder / "below", folder, tmp_path, folder / "complete.json")]
+    order = list(dict.fromkeys(flushed))
+    assert set(order[:2]) == files and order[2:] == rest
+
+
+def test_a_step_that_takes_long_is_saved(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes.common import callbacks
+
+    training = training_in(tmp_path / "quick", save_steps=4.0)
+    assert train(training, stock_model("prompt-tuning", tiny, seed=1))
+    assert [path.name for path in training.checkpoints("sft").iterdir()] == ["checkpoint-4"]
+    monkeypatch.setattr(callbacks, "SAVE_EVERY", 0.0)
+    training = training_in(tmp_path / "slow", save_steps=4.0)
+    assert train(training, stock_model("prompt-tuning", tiny, seed=1))
+    # Two are kept, and with them a way back from a damaged one.
+    assert {path.name for path in training.checkpoints("sft").iterdir()} == {"checkpoint-3", "checkpoint-4"}
 
 
 def test_metrics_that_json_cannot_hold_are_null(tmp_path: Path) -> None:
@@ -311,8 +404,8 @@ def test_what_is_no_lora_comes_back_as_it_was(kind: str, tmp_path: Path, tiny: P
     assert (again / weights).read_bytes() == (saved / weights).read_bytes()
 
 
-def train(training: Training, model: Any, *, kill_at: int | None = None) -> bool:
-    """Four steps of transformers' own trainer on eight rows of noise; killed before a step's update, if told so."""
+def train(training: Training, model: Any, *, kill_at: int | None = None, callbacks: Iterable[Any] = ()) -> bool:
+    """Steps of transformers' own trainer on eight rows of noise; killed before a step's update, if told so."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -324,7 +417,8 @@ def train(training: Training, model: Any, *, kill_at: int | None = None) -> bool
     noise = torch.Generator().manual_seed(0)
     rows = [{"input_ids": (ids := torch.randint(3, 200, (6,), generator=noise)), "labels": ids} for _ in range(8)]
     settings = training.settings("sft") | {"learning_rate": 0.01, "per_device_train_batch_size": 2}
-    return training.train(Trainer(model, TrainingArguments(**settings), train_dataset=rows, callbacks=[Kill()]))
+    config = TrainingArguments(**settings)
+    return training.train(Trainer(model, config, train_dataset=rows, callbacks=[Kill(), *callbacks]))
 
 
 @pytest.mark.parametrize("kind", ["full", "p-tuning", "prefix-tuning"])
@@ -358,3 +452,121 @@ def test_weights_in_4_bit_count_as_the_parameters_they_are(tiny: Path, unsloth: 
     packed, _ = unsloth.FastLanguageModel.from_pretrained(str(tiny), max_seq_length=64, load_in_4bit=True)
     assert "Params4bit" in {type(parameter).__name__ for parameter in packed.parameters()}
     assert _parameter_counts(packed)[1] == _parameter_counts(whole)[1]
+
+
+# Numbers that are no longer finite
+
+
+PAIR = {
+    "prompt": [{"role": "user", "content": "2 + 2 ?"}],
+    "chosen": [{"role": "assistant", "content": "4"}],
+    "rejected": [{"role": "assistant", "content": "5 ?"}],
+}
+ANSWER = {"prompt": PAIR["prompt"], "completion": PAIR["chosen"]}
+METHODS = ("sft", "dpo", "kto", "orpo", "simpo", "reward", "grpo", "ppo")
+
+
+@pytest.fixture
+def build(tiny: Path, load_lora: Any, preference_trainer: Any) -> Callable[..., Any]:
+    """`build(method, training, **rates)`: the trainer of a method, on a new adapter of a small random model."""
+
+    def build(method: str, training: Training, phase: str | None = None, **rates: float) -> Any:
+        from transformers import AutoTokenizer
+
+        settings = training.settings(phase or method) | rates
+        on_adapter = {"sft": sft, "grpo": grpo, "ppo": ppo}
+        if method in on_adapter:
+            return on_adapter[method](*load_lora(tiny, rank=4), settings)
+        rows = [{**ANSWER, "label": n % 2 == 0} for n in range(8)] if method == "kto" else [PAIR] * 8
+        tokenizer = AutoTokenizer.from_pretrained(tiny)
+        return preference_trainer(method, tokenizer, rows, per_device_train_batch_size=4, **settings)
+
+    return build
+
+
+def spoil(trainer: Any, step: int) -> Any:
+    """Make a trained weight infinite before this step."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+            if state.global_step == step - 1:
+                *_, weight = (weight for name, weight in model.named_parameters() if "lora_B.default" in name)
+                with torch.no_grad():
+                    weight.fill_(math.inf)
+
+    trainer.add_callback(Spoil())
+    return trainer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_stops_where_numbers_are_no_longer_finite_and_goes_on_at_a_lower_rate(
+    method: str, build: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    import torch
+
+    from recipes.common.callbacks import find_fault
+
+    first = training_in(tmp_path, save_steps=1.0)
+    with pytest.raises(ValueError) as stopped:
+        first.train(spoil(build(method, first, learning_rate=1e-3), step=3))
+    what = "probabilities of the rollouts" if method in ("grpo", "ppo") else "loss"
+    assert str(stopped.value) == (
+        f"{what} not finite in step 3 of 4 ({method}) at --learning-rate 0.001: the same command with --resume and a "
+        "lower --learning-rate goes on from step 2"
+    )
+    kept = [first.checkpoints(method) / f"checkpoint-{step}" for step in (1, 2)]
+    assert [find_fault(folder) for folder in kept] == [None, None] and not (tmp_path / "adapter").exists()
+    assert [line["step"] for line in first.metrics()] == [1, 2]
+    rates = {"learning_rate", "value_learning_rate"} if method == "ppo" else {"learning_rate"}
+    assert changeable(tmp_path) == rates
+
+    capsys.readouterr()
+    second = training_in(tmp_path, save_steps=1.0, resumed=True)
+    trainer = build(method, second, learning_rate=1e-4)
+    assert second.train(trainer)
+    lines = second.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and changeable(tmp_path) == set()
+    # Both fall linearly over four steps; a checkpoint alone would bring the first one back.
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3, 7.5e-4, 5e-5, 2.5e-5])
+    warning = "The learning rate was changed before this step: 0.001 -> 0.0001."
+    assert [line.get("warning") for line in lines] == [None, None, warning, None]
+    assert warning in capsys.readouterr().out
+    groups = {group["initial_lr"] for group in trainer.optimizer.param_groups}
+    assert groups == ({1e-4, 1e-5} if method == "ppo" else {1e-4})
+    assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+
+
+# A rate past float32's range makes weights infinite; a lower one leaves finite ones that the model cannot compute with.
+@pytest.mark.parametrize(("method", "rate"), [*((method, 1e39) for method in METHODS), ("sft", 1e30), ("grpo", 1e30)])
+def test_a_rate_far_too_high_stops_at_once_and_leaves_nothing_that_is_of_no_use(
+    method: str, rate: float, build: Any, tmp_path: Path
+) -> None:
+    training = training_in(tmp_path, save_steps=1.0)
+    with pytest.raises(ValueError, match=rf" not finite in step 1 of 4 \({method}\) at --learning-rate ") as stopped:
+        training.train(build(method, training, learning_rate=rate))
+    assert str(stopped.value).endswith(" and a lower --learning-rate starts the phase anew")
+    assert not list(training.checkpoints(method).glob("checkpoint-*"))
+
+
+def test_the_rate_that_may_change_is_that_of_what_was_not_finite(build: Any, tmp_path: Path) -> None:
+    training = training_in(tmp_path, save_steps=1.0)
+    with pytest.raises(
+        ValueError, match=r"\(warm start\) at --sft-learning-rate 0\.01: .* a lower --sft-learning-rate "
+    ):
+        training.train(spoil(build("sft", training, "warm start", learning_rate=1e-2), step=2))
+    assert changeable(tmp_path) == {"sft_learning_rate"}
+    value = (
+        r"^value loss not finite in step 1 of 4 \(ppo\) at --value-learning-rate 1e\+30: .*value-learning-rate starts"
+    )
+    with pytest.raises(ValueError, match=value):  # in the second minibatch: no step is waited for
+        training.train(build("ppo", training, value_learning_rate=1e30))
+    assert changeable(tmp_path) == {"learning_rate", "value_learning_rate"}
+
+
+def test_a_checkpoint_that_nothing_can_go_on_from_gives_way_to_the_one_before(build: Any, tmp_path: Path) -> None:
+    training = training_in(tmp_path, save_steps=1.0, resumed=True)
+    for step, kept in ((3, "goes on from step 2"), (3, "goes on from step 1"), (2, "starts the phase anew")):
+        with pytest.raises(ValueError, match=f"not finite in step {step} .* {kept}$"):
+            training.train(spoil(build("sft", training, learning_rate=1e-3), step))
