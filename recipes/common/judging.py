@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.files import read_json
+from eval.results import read_results
 from recipes.common import machine
 from recipes.common.model_table import default_alias
 from recipes.common.models import resolve, weights_source
@@ -111,14 +111,17 @@ def rewarder(args: Any) -> Callable[[Any], Reward]:
     """
     if args.smoke:
         return comparers.reward_by_name(str(tiny_pairrm_folder()))
-    if args.reward != "trained":
-        return comparers.reward_by_name(args.reward)
+    return comparers.reward_by_name(str(trained_reward(args)) if args.reward == "trained" else args.reward)
+
+
+def trained_reward(args: Any) -> Path:
+    """The adapter of the newest complete run of a reward model of `args.model`; ValueError where there is none."""
     runs = Path(args.output_dir) / "ultrafeedback_reward" / resolve(args.model).alias.replace("/", "--")
-    done = [path.parent for path in runs.glob("*/results.json") if read_json(path)["complete"]]
+    done = [path.parent for path in runs.glob("*/results.json") if read_results(path)["complete"]]
     if not done:
         raise ValueError(
             f"--reward trained found no reward model of {args.model} in {runs}: first run `python "
             f"recipes/ultrafeedback_reward.py --model {args.model} --output-dir {args.output_dir}`, or give a "
             "folder or pairrm as --reward"
         )
-    return comparers.reward_by_name(str(max(done, key=lambda folder: folder.name) / "adapter"))
+    return max(done, key=lambda folder: folder.name) / "adapter"

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from eval.files import write_text_atomic
+from eval.files import fsync_tree, write_text_atomic
 from eval.methods import phase_of
 from eval.results import MetricsLine, read_lines
 from recipes.common import machine
@@ -126,6 +126,7 @@ class Training:
         only = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
         model.save_pretrained(str(building), **only)
         tokenizer.save_pretrained(str(building))
+        fsync_tree(building)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(building, target)
         return target
