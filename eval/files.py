@@ -132,12 +132,14 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds; raises ValueError, in one sentence, where that is not JSON, and OSError."""
     try:
         return json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (IsADirectoryError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({what_is_wrong(error)}): {MEND}") from error
 
 
 def what_is_wrong(error: Exception) -> str:
-    """With a text that is not JSON, in a few words."""
+    """With what is not a file of JSON, in a few words."""
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}: {error.msg}" if error.doc.strip() else "it is empty"
-    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is not what we wrote"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is nested too deeply"

@@ -110,13 +110,12 @@ def choose(parent: Path, what: str, wanted: bool | str, config: Mapping[str, Any
         folder = Path(wanted).expanduser()
         if not folder.is_dir():
             raise ValueError(f"--resume {wanted}: there is no such folder; give one that a run named as its run folder")
-        before = _config(folder)
         if _is_complete(folder):
             raise ValueError(f"--resume {wanted}: that run is complete{_faults(folder)}; {ANOTHER}")
-        _refuse(folder, differences(before, config))
+        _refuse(folder, differences(_config(folder), config))
         return folder
     complete: Path | None = None
-    unfinished: list[tuple[Path, Mapping[str, Any]]] = []
+    unfinished: list[tuple[Path, dict[str, Any]]] = []
     folders = sorted((path for path in parent.glob("*") if path.is_dir()), reverse=True) if parent.is_dir() else []
     for folder in sorted(folders, key=lambda folder: not has_begun(folder)):  # stable: the newest first in both parts
         if not any((folder / name).exists() for name in FILES | FOLDERS):
@@ -124,13 +123,13 @@ def choose(parent: Path, what: str, wanted: bool | str, config: Mapping[str, Any
         if _is_complete(folder):
             complete = complete or folder
             continue
-        before = _config(folder)
-        if not differences(before, config):
+        begun = _config(folder)
+        if not differences(begun, config):
             return folder
-        unfinished.append((folder, before))
+        unfinished.append((folder, begun))
     if unfinished:
-        folder, before = unfinished[0]
-        _refuse(folder, differences(before, config))
+        folder, begun = unfinished[0]
+        _refuse(folder, differences(begun, config))
     if complete:
         raise ValueError(f"the newest run, {complete}, is complete; start a new one without --resume")
     raise ValueError(f"--resume found no run of {what} in {parent}; start one without --resume")
@@ -336,14 +335,18 @@ def mend(folder: Path) -> Records:
 
 
 def vouch(folder: Path, *, stages: Mapping[str, Records] | None = None, adapter: str | None = None) -> None:
-    """Keep the checksums of stages, as they stand in completions.jsonl, or of the files of an adapter, which are
-    flushed first."""
+    """Flush what is in `folder`, and keep the checksums of stages, as they stand in completions.jsonl, or of the files
+    of an adapter; where neither is given, of all of a run that ends, which its results.json may then vouch for."""
     sums = _checksums(folder, quiet=True)
     if stages is not None:
         sums["stages"] = {name: _sum(map(line_of, records)) for name, records in stages.items()}
-    if adapter is not None:
+    elif adapter is not None:
         files.fsync_tree(folder / adapter)
         sums[adapter] = _sums(folder / adapter)
+    else:
+        files.fsync_tree(folder)
+        ends = FILES - {"results.json", CHECKSUMS}
+        sums["files"] = {name: files.sha256(folder / name) for name in sorted(ends) if (folder / name).exists()}
     write_json_atomic(folder / CHECKSUMS, sums)
 
 
@@ -521,29 +524,17 @@ def _is_safetensors(path: Path) -> bool:
 
 def _faults(folder: Path) -> str:
     """What is damaged in a complete run, as the rest of a sentence; "" where all is whole."""
-    wrong = [name for name in ("completions.jsonl", "metrics.jsonl", "report.html") if not _reads(folder / name)]
     try:
         sums = read_json(folder / CHECKSUMS)
-        known = sums.get("adapter", {})
-        found = _sums(folder / "adapter")
-        wrong += [f"adapter/{name}" for name in sorted(known) if known[name] != found.get(name)]
-        stages: dict[str, list[str]] = {}
-        for record in read_lines(folder / "completions.jsonl") if "completions.jsonl" not in wrong else ():
-            stages.setdefault(record["stage"], []).append(line_of(record))
-        if stages and {name: _sum(lines) for name, lines in stages.items()} != sums.get("stages"):
-            wrong.append("completions.jsonl")
+        known = dict(sums["files"])
+        found = {name: files.sha256(path) for name in known if (path := folder / name).is_file()}
+        for name in FOLDERS & sums.keys():
+            known |= {f"{name}/{file}": known_sum for file, known_sum in sums[name].items()}
+            found |= {f"{name}/{file}": found_sum for file, found_sum in _sums(folder / name).items()}
+        wrong = sorted(name for name in known if known[name] != found.get(name))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        wrong.append(CHECKSUMS)
+        wrong = [CHECKSUMS]
     return f", and damaged since ({', '.join(wrong)}): put copies in their place" if wrong else ""
-
-
-def _reads(path: Path) -> bool:
-    try:
-        if path.suffix == ".html":
-            return path.read_text(encoding="utf-8").rstrip().endswith("</html>")
-        return all(isinstance(found, dict) for _, _, found in scan_lines(path))
-    except (OSError, ValueError):
-        return path.name == "metrics.jsonl" and not path.exists()
 
 
 def clean_up(parent: Path) -> None:

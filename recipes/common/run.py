@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from eval.files import fsync_tree, write_json_atomic, write_text_atomic
+from eval.files import write_json_atomic, write_text_atomic
 from eval.metrics import compare, headline, short_name, side_scores, summarise, verdict
 from eval.results import Record, Records, Results, Stage, Steps, WinRate, read_results
 from eval.winrate import describe, win_rate
@@ -232,7 +232,7 @@ class Run:
         write_report(self.folder / "report.html", results, self.training.metrics(), records)
         if self.training.steps:
             write_model_card(self.folder / "adapter" / "README.md", results)
-        fsync_tree(self.folder)
+        resuming.vouch(self.folder)
         write_json_atomic(self.folder / "results.json", results)  # last: its "complete" vouches for the rest
         if results["complete"]:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -323,7 +323,7 @@ def _plan(recipe: str, args: Any, parent: Path) -> str:
     for path in sorted(parent.glob("*/results.json"), reverse=True):
         try:
             results = read_results(path)
-        except ValueError:
+        except (OSError, ValueError):
             continue  # damaged since
         seconds, then = results["seconds"], _phases(recipe, results["args"], results["steps"])
         if results["complete"] and phases.keys() <= then.keys() & seconds.keys():
