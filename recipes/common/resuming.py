@@ -285,7 +285,7 @@ def prospects() -> str:
             phase, step = [*steps.items()][-1]
             return f"goes on from the last checkpoint, step {step} of {phase}"
         if has_begun(folder):
-            return "goes on; there is no checkpoint yet, so training begins at its first step"
+            return "goes on; without a checkpoint yet, training begins at its first step"
     return ""
 
 

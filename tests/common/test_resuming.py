@@ -1,5 +1,6 @@
 """Which folder a run goes on in, who may be in it, and what becomes of one that is damaged."""
 
+import functools
 import io
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from data import gsm8k, source
+from data.source import SAMPLES, rows_read
 from recipes import gsm8k_grpo as recipe
 from recipes.common import resuming
 from recipes.common.cli import explain, smoke_args
@@ -113,11 +116,18 @@ def lay(folder: Path, output: Path, args: Any, name: str = "20260101-000000") ->
     return there
 
 
+@functools.cache
+def rows_of(where: str, limit: int) -> dict[str, str]:
+    rows_read()  # not what was read before
+    gsm8k.load("train", source=where)
+    gsm8k.load("test", source=where, limit=limit)
+    return rows_read()
+
+
 def opened(args: Any, **changes: Any) -> Run:
-    """As the recipe begins."""
+    """As the recipe begins, with its rows read."""
     args = replace(args, **changes)
-    recipe.gsm8k.load("train", source=args.source)
-    recipe.gsm8k.load("test", source=args.source, limit=args.eval_problems)
+    source._READ.update(rows_of(args.source, args.eval_problems))
     return Run.open("gsm8k_grpo", args, correct="correctness_reward", format="structure_reward")
 
 
@@ -139,8 +149,11 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in OF_A_SESSION} for line in lines]
 
 
-@pytest.mark.parametrize(("file", "damage"), CASES, ids=named)
-@pytest.mark.parametrize("by_name", [False, True], ids=["newest", "by name"])
+@pytest.mark.parametrize(
+    ("file", "damage", "by_name"),
+    [(*case, False) for case in CASES] + [(file, damage, True) for file in FILES[:2] for damage in DAMAGES],
+    ids=named,
+)
 def test_a_damaged_file_is_refused_or_mended_and_named(
     file: str,
     damage: Callable[[Path], None],
@@ -264,20 +277,31 @@ def test_checkpoints_that_a_kill_left_of_a_complete_run_go(
 
 
 def test_changed_rows_are_refused(runs: Runs, tmp_path: Path) -> None:
-    folder = lay(runs.killed, tmp_path, runs.args)
-    config = json.loads((folder / "config.json").read_text())
-    assert set(config["rows"]) == {"GSM8K train", "GSM8K test"}
+    rows = tmp_path / "rows"
+    rows.mkdir()
     for split in ("train", "test"):
-        rows = [dict(row) for row in recipe.gsm8k.load(split, source="sample", limit=runs.args.eval_problems)]
-        recipe.gsm8k.load("train" if split == "test" else "test", source="sample")
-        rows[0]["answer"] += "1"
-        resuming.rows_read()
-        from data import source
-
-        source._note(f"GSM8K {split}", rows)
-        args = replace(runs.args, output_dir=str(tmp_path), resume=True)
-        with pytest.raises(ValueError, match=rf"the rows of GSM8K {split} were \d+ rows, \w+ and are 8 rows, \w+"):
-            Run.open("gsm8k_grpo", args, correct="correctness_reward", format=None)
+        shutil.copy(SAMPLES / f"gsm8k_{split}.jsonl", rows / f"{split}.jsonl")
+    args = replace(runs.args, source=str(rows), output_dir=str(tmp_path / "runs"))
+    rows_of.cache_clear()
+    folder = opened(args).folder
+    resuming.leave()  # nothing was kept
+    assert not folder.exists()
+    folder = opened(args).folder
+    (folder / "metrics.jsonl").write_text('{"phase": "grpo", "step": 1}\n')
+    resuming.leave()
+    moved = tmp_path / "elsewhere" / "rows"
+    shutil.copytree(rows, moved)
+    assert opened(replace(args, source=str(moved)), resume=True).folder == folder  # the same rows
+    resuming.leave()
+    for split, told in (("test", "8 rows"), ("train", r"\d+ rows")):
+        path = moved / f"{split}.jsonl"
+        content = path.read_text(encoding="utf-8")
+        path.write_text(content.replace("how many", "How many", 1).replace("How many", "And how many", 1))
+        rows_of.cache_clear()
+        with pytest.raises(ValueError, match=rf"the rows of GSM8K {split} were {told}, \w+ and are {told}, \w+\); "):
+            opened(replace(args, source=str(moved)), resume=True)
+        path.write_text(content)
+    rows_of.cache_clear()
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
