@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eval.results import read_results
-from recipes.common import machine
+from recipes.common import machine, resuming
 from recipes.common.model_table import default_alias
 from recipes.common.models import resolve, weights_source
 from recipes.common.stand_ins.smollm2 import cache_root
@@ -111,11 +111,8 @@ def rewarder(args: Any) -> Callable[[Any], Reward]:
     """
     if args.smoke:
         return comparers.reward_by_name(str(tiny_pairrm_folder()))
-    return comparers.reward_by_name(str(trained_reward(args)) if args.reward == "trained" else args.reward)
-
-
-def trained_reward(args: Any) -> Path:
-    """The adapter of the newest complete run of a reward model of `args.model`; ValueError where there is none."""
+    if args.reward != "trained":
+        return comparers.reward_by_name(args.reward)
     runs = Path(args.output_dir) / "ultrafeedback_reward" / resolve(args.model).alias.replace("/", "--")
     done = [path.parent for path in runs.glob("*/results.json") if read_results(path)["complete"]]
     if not done:
@@ -124,4 +121,6 @@ def trained_reward(args: Any) -> Path:
             f"recipes/ultrafeedback_reward.py --model {args.model} --output-dir {args.output_dir}`, or give a "
             "folder or pairrm as --reward"
         )
-    return max(done, key=lambda folder: folder.name) / "adapter"
+    newest = max(done, key=lambda folder: folder.name) / "adapter"
+    resuming.means("reward", newest)  # a resumed run must not take a newer one
+    return comparers.reward_by_name(str(newest))

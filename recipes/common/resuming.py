@@ -31,6 +31,7 @@ ANOTHER = "start a new run without --resume"
 
 _held: dict[Path, int] = {}  # folders that this process is in, by the handle of their lock
 _made: dict[Path, list[Path]] = {}  # what this process made for each, the folder itself first
+_chosen: dict[str, str] = {}  # folders of adapters that flags mean and do not name
 
 
 # What must be the same
@@ -41,14 +42,17 @@ def identity(args: Any, spec: ModelSpec) -> dict[str, dict[str, str]]:
     from, adapters that flags name among them."""
     weights = weights_identity(spec, getattr(args, "load_in_4bit", False))
     for name in ADAPTERS:
-        value = getattr(args, name, None)
-        if name == "reward" and value == "trained" and not args.smoke:
-            from recipes.common import judging
-
-            value = judging.trained_reward(args)
+        value, chosen = getattr(args, name, None), _chosen.pop(name, None)
+        if value == "trained" and chosen:
+            value = chosen
         if value and (folder := Path(value).expanduser()).is_dir():
             weights |= {f"--{name.replace('_', '-')} {file}": known for file, known in folder_identity(folder).items()}
     return {"rows": rows_read(), "weights": weights}
+
+
+def means(name: str, folder: Path) -> None:
+    """Keep for `identity` that the flag of this name means the adapter in `folder`, which it does not name."""
+    _chosen[name] = str(folder)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -59,7 +63,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     changed = []
     unknown = {"recipe"} - before.keys()  # of folders of before December 2026
-    for name in sorted((before.keys() | now.keys()) - {"rows", "weights"} - unknown):
+    for name in sorted((before.keys() | now.keys()) - {"flags", "rows", "weights"} - unknown):
         old, new = before.get(name), now.get(name)
         same_place = name in PATHS and old and new and Path(old).name == Path(new).name and Path(new).exists()
         if old != new and not same_place:
@@ -112,7 +116,7 @@ def choose(parent: Path, what: str, wanted: bool | str, config: Mapping[str, Any
             raise ValueError(f"--resume {wanted}: there is no such folder; give one that a run named as its run folder")
         if _is_complete(folder):
             raise ValueError(f"--resume {wanted}: that run is complete{_faults(folder)}; {ANOTHER}")
-        _refuse(folder, differences(_config(folder), config))
+        _refuse(folder, *_compared(_config(folder), config))
         return folder
     complete: Path | None = None
     unfinished: list[tuple[Path, dict[str, Any]]] = []
@@ -124,12 +128,12 @@ def choose(parent: Path, what: str, wanted: bool | str, config: Mapping[str, Any
             complete = complete or folder
             continue
         begun = _config(folder)
-        if not differences(begun, config):
+        if not any(_compared(begun, config)):
             return folder
         unfinished.append((folder, begun))
     if unfinished:
         folder, begun = unfinished[0]
-        _refuse(folder, differences(begun, config))
+        _refuse(folder, *_compared(begun, config))
     if complete:
         raise ValueError(f"the newest run, {complete}, is complete; start a new one without --resume")
     raise ValueError(f"--resume found no run of {what} in {parent}; start one without --resume")
@@ -181,8 +185,13 @@ def _is_complete(folder: Path) -> bool:
     return False
 
 
-def _refuse(folder: Path, changed: list[str]) -> None:
-    if any(change.startswith("--flags ") for change in changed):
+def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """The differences, and whether the flags of the one mean other things than those of the other."""
+    return differences(before, now), before.get("flags") != now["flags"]
+
+
+def _refuse(folder: Path, changed: list[str], other_flags: bool = False) -> None:
+    if other_flags:
         raise ValueError(
             f"--resume cannot continue {folder}: an older version of Tunebook began it, whose flags meant other "
             "things; finish it with that version, or start a new run without --resume"

@@ -1,11 +1,11 @@
 """The run folder: everything a run leaves behind, written so that a kill loses little and fakes nothing.
 
 outputs/<recipe>/<model>/<time>/
-    config.json         the arguments, written first; a resumed run must have the same
+    config.json         the arguments, and by what rows and weights are known; a resumed run must have the same
     completions.jsonl   every graded completion of every stage
     metrics.jsonl       the trainers' metrics, one line a step
     seconds.json        seconds by phase
-    checksums.json      of the stages and adapters: by them, what was damaged since is known
+    checksums.json      of stages, adapters and files: by them, what was damaged since is known
     warm_start/         the adapter after the warm start
     checkpoints/        trainer state, until the run is complete
     adapter/            the trained adapter, or the whole model, with tokenizer, chat template and model card

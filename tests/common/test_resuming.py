@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,7 +22,7 @@ from data.source import SAMPLES, rows_read
 from recipes import gsm8k_grpo as recipe
 from recipes.common import resuming
 from recipes.common.cli import explain, smoke_args
-from recipes.common.models import start_from
+from recipes.common.models import resolve, start_from
 from recipes.common.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,6 +252,16 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_told(
     assert timeless(folder) == timeless(runs.killed)
 
 
+def test_a_checkpoint_is_whole_by_the_mark_of_the_callbacks(runs: Runs) -> None:
+    from recipes.common.callbacks import COMPLETE
+
+    assert resuming.WHOLE == COMPLETE
+    assert [(phase, step) for phase, step, _ in resuming.whole_checkpoints(runs.killed)] == [
+        ("warm start", 2),
+        ("grpo", 1),
+    ]
+
+
 def test_what_earlier_kills_left_is_removed(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = lay(runs.killed, tmp_path, runs.args)
     (folder / ".results.json.123.tmp").write_text("{")
@@ -322,6 +333,30 @@ def test_changed_weights_are_refused(file: str, runs: Runs, tiny: Path, tmp_path
         opened(args, resume=True)
 
 
+def test_another_adapter_is_refused(runs: Runs, tmp_path: Path) -> None:
+    """Of any flag that names one, or means one, as `--reward trained` does the newest."""
+    for name in ("old", "new"):
+        shutil.copytree(runs.whole / "adapter", tmp_path / name)
+    (tmp_path / "new" / WEIGHTS).write_bytes(b"1")
+    spec = resolve(runs.args.model)
+
+    def known(**flags: Any) -> dict[str, Any]:
+        return resuming.identity(SimpleNamespace(load_in_4bit=False, **flags), spec)
+
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    for flag, before, after in (
+        ("--start-from", known(start_from=old), known(start_from=new)),
+        ("--compare-with", known(compare_with=old), known(compare_with=new)),
+        ("--reward", known(reward=old), known(reward=new)),
+    ):
+        (changed,) = resuming.differences(before, after)
+        assert changed.startswith(f"the weights of {flag} {WEIGHTS} were ")
+    resuming.means("reward", tmp_path / "old")
+    before = known(reward="trained")
+    resuming.means("reward", tmp_path / "new")
+    assert len(resuming.differences(before, known(reward="trained"))) == 1
+
+
 def test_what_a_large_file_is_known_by_sees_its_ends_and_its_middle(tmp_path: Path) -> None:
     from eval.files import WHOLE, fingerprint
 
@@ -342,8 +377,6 @@ def test_what_a_large_file_is_known_by_sees_its_ends_and_its_middle(tmp_path: Pa
 def test_the_commit_of_a_hub_model_is_kept_once_it_is_known(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recipes.common.models import resolve
-
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     spec, config = resolve("nobody/nothing"), tmp_path / "config.json"
     config.write_text('{"weights": {}}')

@@ -1,6 +1,8 @@
 """The run folder: what a new run, a resumed one and a killed one find in it, and how any story ends."""
 
 import json
+import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -565,6 +567,36 @@ def test_results_are_written_last(document: str, tmp_path: Path, monkeypatch: py
         finished(run)
     assert not (run.folder / "results.json").exists()
     assert (run.folder / "checkpoints").exists()
+
+
+def test_all_that_results_vouch_for_is_flushed_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And before they are there on the disk, no checkpoint is removed."""
+    events: list[tuple[str, Path]] = []
+    fsync, replaced, removed = os.fsync, os.replace, shutil.rmtree
+
+    def note_flush(handle: int) -> None:
+        events.append(("flushed", Path(os.readlink(f"/proc/self/fd/{handle}"))))
+        fsync(handle)
+
+    def note_rename(old: Path, new: Path) -> None:
+        events.append(("renamed", Path(new)))
+        replaced(old, new)
+
+    def note_removal(path: Path, **kwargs: Any) -> None:
+        events.append(("removed", Path(path)))
+        removed(path, **kwargs)
+
+    run = open_run(tmp_path)
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(os, "replace", note_rename)
+    monkeypatch.setattr(shutil, "rmtree", note_removal)
+    finished(run)
+    end = events.index(("renamed", run.folder / "results.json"))
+    before = {path for what, path in events[:end] if what == "flushed"}
+    for path in [run.folder, *run.folder.rglob("*")]:
+        assert path in before or path.name == "results.json", path
+    assert events[end + 1] == ("flushed", run.folder)
+    assert events.index(("removed", run.folder / "checkpoints")) > end
 
 
 def test_a_run_without_a_warm_start_has_one_comparison(tmp_path: Path) -> None:
