@@ -139,7 +139,10 @@ def explain(error: Exception) -> str | None:
         return f"the disk is full{where}: free some space, then go on with --resume"
     if number == errno.ENAMETOOLONG:
         return f"{file} is too long for a path here: give shorter names, of at most 255 characters each"
-    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) or number == errno.EROFS:
+    if (
+        isinstance(error, PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError)
+        or number == errno.EROFS
+    ):
         return f"cannot write {file} ({os.strerror(number or errno.EACCES)}): name another --output-dir"
     if isinstance(error, ValueError) and _raised_by_us(error):
         return text

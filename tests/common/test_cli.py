@@ -75,6 +75,7 @@ def test_a_full_disk_for_real() -> None:
     [
         PermissionError(errno.EACCES, "Permission denied", "runs/a"),
         NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs/a"),
+        IsADirectoryError(errno.EISDIR, "Is a directory", "runs/a"),
         FileExistsError(errno.EEXIST, "File exists", "runs/a"),
         OSError(errno.EROFS, "Read-only file system", "runs/a"),
     ],
