@@ -129,6 +129,8 @@ def choose(parent: Path, what: str, wanted: bool | str, config: Mapping[str, Any
             continue
         begun = _config(folder)
         if not any(_compared(begun, config)):
+            for newer, _ in unfinished:
+                print(f"Passing over {newer}: it is unfinished too, but not of these settings, rows and weights.")
             return folder
         unfinished.append((folder, begun))
     if unfinished:
@@ -153,9 +155,9 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = read_json(path)
-        if isinstance(config, dict):
+        if isinstance(config, dict) and "seed" in config:  # as those of older versions have
             return config
-        wrong = "it is not an object"
+        wrong = "it holds no arguments"
     except OSError as error:
         wrong = error.strerror or str(error)
     except ValueError as error:
@@ -178,9 +180,8 @@ def _is_complete(folder: Path) -> bool:
     # The checkpoints go last of all, and an adapter is saved when there are some.
     if (folder / "adapter").exists() and not any(folder.glob("checkpoints/*/*")):
         raise ValueError(
-            f"{path} {wrong}, and neither are the checkpoints that a run could go on from, as in one that is complete: "
-            f"its adapter and completions.jsonl are in {folder}; give another folder as --resume FOLDER, move this one "
-            f"away, or {ANOTHER}"
+            f"{path} {wrong}, and there are no checkpoints to go on from, as in a complete run: its adapter and its "
+            f"completions are in {folder}; give another folder as --resume FOLDER, move this one away, or {ANOTHER}"
         )
     return False
 

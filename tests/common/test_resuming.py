@@ -396,7 +396,7 @@ def test_the_commit_of_a_hub_model_is_kept_once_it_is_known(
 # Which folder
 
 
-def test_what_hides_no_unfinished_run(runs: Runs, tmp_path: Path) -> None:
+def test_what_hides_no_unfinished_run(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Complete runs, runs of other settings and starts that failed, all newer; and a clock that was set back."""
     there = lay(runs.killed, tmp_path, runs.args)
     lay(runs.whole, tmp_path, runs.args, "20260102-000000")
@@ -410,7 +410,14 @@ def test_what_hides_no_unfinished_run(runs: Runs, tmp_path: Path) -> None:
     (there.parent / "20260105-000000").mkdir()
     args = replace(runs.args, output_dir=str(tmp_path))
     assert opened(args, resume=True).folder == there
+    assert f"Passing over {other}: it is unfinished too" in capsys.readouterr().out
     resuming.leave()
+    for damage in (put_another_object, cut):  # of what, nobody knows
+        kept = (other / "config.json").read_bytes()
+        damage(other / "config.json")
+        with pytest.raises(ValueError, match=rf"^{other / 'config.json'} cannot be read \("):
+            opened(args, resume=True)
+        (other / "config.json").write_bytes(kept)
     shutil.move(there, tmp_path / "moved")  # by name, wherever it is
     assert opened(args, resume=str(tmp_path / "moved")).folder == tmp_path / "moved"
     resuming.leave()
