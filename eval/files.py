@@ -1,5 +1,6 @@
 """Files that are either complete or absent: a killed run or a full disk never leaves half of one."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+WHOLE = 2**24  # bytes of a file that are read for its fingerprint; of a longer one, 5 MiB
+MEND = "put a whole copy in its place, or remove it"
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -26,6 +29,7 @@ def write_text_atomic(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        fsync(path.parent)  # or a power cut takes the rename back
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -65,24 +69,46 @@ def built_once(folder: Path, build: Callable[[Path], object], *, intact: Callabl
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
-            _fsync(folder.parent)
+            fsync(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def fsync_tree(folder: Path) -> None:
-    """Flush every file below `folder` to the disk, then every folder, deepest first, and `folder`'s parent.
+    """Flush every file below `folder` and every folder, deepest first, and `folder`'s parent: to be called before
+    anything is written that vouches for them. After a power cut they hold what they hold now.
 
-    For what something else is to vouch for: after a power cut a file that was not flushed may be all zeros. Raises
-    OSError.
+    Links are not followed. Raises OSError (a failing disk, a file that may not be read).
     """
-    below = sorted(folder.rglob("*"), key=lambda path: (path.is_dir(), -len(path.parts)))
-    for path in [*below, folder, folder.parent]:
-        _fsync(path)
+    inside = [path for path in folder.rglob("*") if not path.is_symlink()]
+    for path in [*sorted(inside, key=lambda path: len(path.parts), reverse=True), folder, folder.parent]:
+        fsync(path)
 
 
-def _fsync(path: Path) -> None:
+def sha256(path: Path) -> str:
+    """Of all of a file, in hexadecimal. About a second for a GB."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """By which a file of weights is known again without reading all of it: a hash of its size, its first MiB, where a
+    safetensors file has its header, and of 64 pieces of 64 KiB over the rest; of all of it up to 16 MiB."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    digest.update(str(size).encode())
+    with open(path, "rb") as file:
+        if size <= WHOLE:
+            digest.update(file.read())
+        else:
+            digest.update(file.read(2**20))
+            for piece in range(64):
+                file.seek(2**20 + piece * (size - 2**20 - 2**16) // 63)
+                digest.update(file.read(2**16))
+    return digest.hexdigest()[:16]
+
+
+def fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -103,4 +129,17 @@ def results_path(machine: str, what: str) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds; raises ValueError, in one sentence, where that is not JSON, and OSError."""
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except (IsADirectoryError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({what_is_wrong(error)}): {MEND}") from error
+
+
+def what_is_wrong(error: Exception) -> str:
+    """With what is not a file of JSON, in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}: {error.msg}" if error.doc.strip() else "it is empty"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is nested too deeply"

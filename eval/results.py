@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
+from eval.files import MEND, read_json, what_is_wrong
+
 Interval = list[float]
 """Both ends of a 95 % interval"""
 
@@ -208,15 +210,36 @@ class Results(TypedDict):
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """The objects of a file of JSON lines; a last line that a kill cut off is left out."""
+    """The objects of a file of JSON lines; a last line that a kill cut off is left out.
+
+    Raises ValueError, in one sentence, for any other line that is no object, and OSError.
+    """
+    for number, _, found in scan_lines(path):
+        if isinstance(found, str):
+            raise ValueError(f"{path}, line {number} is damaged ({found}): {MEND}")
+        if found is not None:
+            yield found
+
+
+def scan_lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | str | None]]:
+    """Each line of a file of JSON lines: its number, its bytes, and its object, what is wrong with it, or None for a
+    last line that a kill cut off, which has no end. Raises OSError."""
     # Not splitlines, which also cuts at a U+2028 that a model wrote.
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    *lines, last = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, last] if last else lines, start=1):
+        found: Any
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            found = json.loads(line.decode("utf-8"))
+            found = found if isinstance(found, dict) else "it is not an object"
+        except (ValueError, RecursionError) as error:
+            wrong = error.msg if isinstance(error, json.JSONDecodeError) else what_is_wrong(error)
+            found = None if number > len(lines) else wrong
+        yield number, line, found
 
 
 def read_results(path: Path) -> Results:
-    """The content of a results.json."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a results.json; raises ValueError, in one sentence, where it is not that, and OSError."""
+    results = read_json(path)
+    if not isinstance(results, dict) or not isinstance(results.get("complete"), bool):
+        raise ValueError(f"{path} is damaged (it does not say whether its run is complete): {MEND}")
+    return results  # type: ignore[return-value]

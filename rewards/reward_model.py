@@ -147,10 +147,19 @@ def reward(folder: str, model: Any = None) -> Reward:
 
 
 def adapter_config(folder: str) -> dict[str, Any]:
-    """The adapter config in `folder`; ValueError where it is not a reward model's."""
+    """The adapter config in `folder`; ValueError where it is not a reward model's, or its weights are cut off."""
+    from safetensors import SafetensorError, safe_open
+
     file = Path(folder).expanduser() / "adapter_config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if config.get("task_type") != "SEQ_CLS":
+    weights = file.with_name("adapter_model.safetensors")
+    try:
+        config = json.loads(file.read_bytes().decode("utf-8")) if file.is_file() else {}
+        if weights.is_file():
+            with safe_open(weights, framework="numpy"):  # reads the header, and asks whether all of the rest is there
+                pass
+    except (ValueError, RecursionError, OSError, SafetensorError) as error:
+        raise ValueError(f"the adapter in {folder} is damaged ({error}): copy or train it again") from error
+    if not isinstance(config, dict) or config.get("task_type") != "SEQ_CLS":
         raise ValueError(
             f"{folder} holds no reward model (an adapter with task type SEQ_CLS): give the adapter folder of a run of "
             "recipes/ultrafeedback_reward.py"

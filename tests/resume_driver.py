@@ -22,6 +22,7 @@ from trl import GRPOTrainer, SFTTrainer  # noqa: F401  once, as are the next two
 
 from eval import report
 from recipes.common import callbacks, ppo  # noqa: F401
+from recipes.common.clock import Terminated, ends_on_signals
 from recipes.common.stand_ins.tiny import tiny_pairrm_folder
 
 report._charts = lambda *_: []  # a third of a session, of a page that is not compared
@@ -45,13 +46,13 @@ def digit_reward(completions: list[list[dict[str, str]]], **kwargs: object) -> l
     return [min(1.0, sum(c in "13579" for c in completion[0]["content"]) / 4) for completion in completions]
 
 
-def die_before(step: int) -> None:
-    """A SIGKILL from this process to itself in place of this many-th step of its optimiser."""
+def signal_before(step: int, number: int) -> None:
+    """A signal from this process to itself, of a SIGKILL in place of this many-th step of its optimiser."""
     steps = count(1)
 
     def hook(*_: object) -> None:
         if next(steps) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
     register_optimizer_step_pre_hook(hook)
 
@@ -81,17 +82,24 @@ class Sessions:
         *,
         until: Callable[[], object] | None = None,
         dies_before: int | None = None,
+        asked: tuple[int, int] | None = None,
         **changes: object,
     ) -> None:
-        """One process of the recipe: to its end, until `until()` is true, which kills it on the spot, or to a step."""
+        """One process of the recipe: to its end, until `until()` is true, which kills it on the spot, or to a step.
+        `asked` is a step and the signal that it gets there, whose number it is to end with."""
         child = os.fork()
         if child == 0:
             code = 1
             try:
                 if dies_before:
-                    die_before(dies_before)
-                self.module.main(replace(self.args, output_dir=str(OUTPUT / scenario), **changes))
+                    signal_before(dies_before, signal.SIGKILL)
+                if asked:
+                    signal_before(*asked)
+                with ends_on_signals():
+                    self.module.main(replace(self.args, output_dir=str(OUTPUT / scenario), **changes))
                 code = 0
+            except Terminated as end:
+                code = end.args[0]
             finally:
                 sys.stdout.flush()
                 os._exit(code)
@@ -104,7 +112,8 @@ class Sessions:
             done, status = os.waitpid(child, os.WNOHANG if until else 0)
             time.sleep(0.0005)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        assert killed if until or dies_before else status == 0, f"{self.recipe}, {scenario}: status {status}"
+        ended = os.WEXITSTATUS(status) == (asked[1] if asked else 0)
+        assert killed if until or dies_before else ended, f"{self.recipe}, {scenario}: status {status}"
 
     def seen(self, scenario: str, pattern: str) -> list[Path]:
         return list((OUTPUT / scenario).glob(f"{self.recipe}/*/*/{pattern}"))
@@ -128,6 +137,14 @@ def of_both(sessions: Sessions) -> None:
     (results,) = sessions.seen("out_of_time", "results.json")
     results.unlink()
     sessions.run("out_of_time", resume=True)
+
+    # Asked to end within a step of the last phase, where no checkpoint is due: there is one of that step then.
+    step, number = {"grpo": (4, signal.SIGTERM), "ppo": (OPTIMISER_STEPS + 1, signal.SIGHUP)}[sessions.method]
+    sessions.run("asked_to_end", asked=(step, number), save_steps=50)
+    (last,) = sessions.seen("asked_to_end", f"checkpoints/{sessions.method}/checkpoint-*")
+    assert last.name == "checkpoint-2" and (last / "complete.json").exists()
+    assert not sessions.seen("asked_to_end", "adapter")
+    sessions.run("asked_to_end", resume=True)
 
 
 def of_grpo(sessions: Sessions) -> None:

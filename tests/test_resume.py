@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GRPO, PPO = "gsm8k_grpo", "ultrafeedback_ppo"
-OF_BOTH = ("all_steps_made", "out_of_time")
+OF_BOTH = ("all_steps_made", "out_of_time", "asked_to_end")
 SCENARIOS = [
     *((recipe, scenario) for recipe in (GRPO, PPO) for scenario in OF_BOTH),
     *((GRPO, scenario) for scenario in ("between_saves", "truncated_checkpoint", "during_save", "warming_up")),

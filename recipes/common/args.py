@@ -37,8 +37,8 @@ class RunArgs:
     """Where runs go: <output-dir>/<recipe>/<model>/<time>/"""
     max_hours: float | None = None
     """Stop in time for the last evaluation to end within so many hours"""
-    resume: bool = False
-    """Continue the newest unfinished run of this model"""
+    resume: bool | str = False
+    """Continue the newest unfinished run of this model with these settings, or the run in the folder that is named"""
     save_steps: float = 0.1
     """Steps between checkpoints, or below 1 their share of the run; one more where ten minutes go by without"""
     seed: int = 3407

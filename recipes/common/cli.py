@@ -4,13 +4,17 @@ import dataclasses
 import errno
 import os
 import re
+import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from recipes.common import resuming
 from recipes.common.args import check_flags
+from recipes.common.clock import Terminated, ends_on_signals
 from recipes.common.machine import REPOSITORY, has_gpu, quiet_libraries
 from recipes.common.models import resolve
 
@@ -26,7 +30,8 @@ NO_SPACE_WORDS = ("No space left", "File too large", "file write failed", "unexp
 
 
 def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[str, Any]) -> None:
-    """Parse the command line and run `main`; exits with 2 on a user's mistake, with 130 on Ctrl-C.
+    """Parse the command line and run `main`; exits with 2 on a user's mistake, with 130 on Ctrl-C, and as Unix has it
+    on SIGTERM (143) and SIGHUP (129), which save a checkpoint first.
 
     `on_cpu` and `on_gpu` are the defaults without and with a GPU. With `--smoke`, our own rows, few of them held out,
     and `smoke` override what was given, and the run is stopped in each phase and resumed, so that the whole path is
@@ -37,7 +42,8 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
     defaults = on_gpu if has_gpu() else on_cpu
     if sentence := renamed(sys.argv[1:], vars(defaults)):
         sys.exit(_say(sentence, 2))
-    args = tyro.cli(type(defaults), default=defaults, description=sys.modules[main.__module__].__doc__)
+    described = sys.modules[main.__module__].__doc__
+    args = tyro.cli(type(defaults), default=defaults, description=described, registry=_flags())
     if args.smoke:
         print("Smoke run: a tiny random model starts, is stopped in each phase and resumed; its figures mean nothing.")
     elif not has_gpu():
@@ -45,25 +51,64 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
         like = f" The run that --help tells of took {took[-1]}." if took else ""
         print(f"No GPU found: training {args.model} on the CPU.{like}")
     quiet_libraries()
-    try:
-        check_flags(args)
-        resolve(args.model)  # a name that nobody knows is told before any row is read
-        if args.smoke:
-            from recipes.common.stand_ins.tiny import tiny_folder
+    with ends_on_signals():
+        try:
+            check_flags(args)
+            resolve(args.model)  # a name that nobody knows is told before any row is read
+            if args.smoke:
+                from recipes.common.stand_ins.tiny import tiny_folder
 
-            first = dataclasses.replace(smoke_args(args, smoke), model=str(tiny_folder()), max_hours=0.0)
-            main(first)
-            main(dataclasses.replace(first, resume=True))
-            main(dataclasses.replace(first, resume=True, max_hours=None))
-        else:
-            main(args)
-    except KeyboardInterrupt:
-        sys.exit(_say("interrupted; the same command with --resume goes on from the last checkpoint", 130))
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        sys.exit(_say(sentence, 2))
+                first = dataclasses.replace(smoke_args(args, smoke), model=str(tiny_folder()), max_hours=0.0)
+                main(dataclasses.replace(first, resume=False))
+                main(dataclasses.replace(first, resume=True))
+                main(dataclasses.replace(first, resume=True, max_hours=None))
+            else:
+                main(args)
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if isinstance(stop, Terminated) else signal.SIGINT
+            sys.exit(_say(interrupted(number, smoke=args.smoke), 128 + number))
+        except Exception as error:
+            sentence = explain(error)
+            if sentence is None:
+                raise
+            sys.exit(_say(sentence, 2))
+        finally:
+            resuming.leave()
+
+
+def _flags() -> Any:
+    """How tyro reads `--resume`: alone, or with the folder of a run after it."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def resume(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool | str] | None:
+        if info.type != bool | str:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=(0, 1),
+            metavar="[FOLDER]",
+            instance_from_str=lambda words: words[0] if words else True,
+            is_instance=lambda value: isinstance(value, bool | str),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def interrupted(number: int, *, smoke: bool = False) -> str:
+    """A sentence on what a signal leaves, and how to go on from there, also where make gave the command."""
+    name = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    prospects, given = resuming.prospects(), sys.argv[1:]
+    if smoke or not prospects:
+        return f"{name} before anything was kept; the same command begins again"
+    if prospects.startswith("the run is"):
+        return f"{name}; {prospects}"
+    words = shlex.join(given if any(word.startswith("--resume") for word in given) else [*given, "--resume"])
+    made = "MAKELEVEL" in os.environ
+    again = f"ARGS={words if ' ' not in words else shlex.quote(words)}" if made else "--resume"
+    return f"{name}; the same command with {again} {prospects}"
 
 
 def smoke_args(args: Any, smoke: dict[str, Any]) -> Any:
@@ -92,7 +137,12 @@ def explain(error: Exception) -> str | None:
     if number in NO_SPACE or any(words in text for words in NO_SPACE_WORDS):
         where = f" while writing {file}" if file else ""
         return f"the disk is full{where}: free some space, then go on with --resume"
-    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) or number == errno.EROFS:
+    if number == errno.ENAMETOOLONG:
+        return f"{file} is too long for a path here: give shorter names, of at most 255 characters each"
+    if (
+        isinstance(error, PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError)
+        or number == errno.EROFS
+    ):
         return f"cannot write {file} ({os.strerror(number or errno.EACCES)}): name another --output-dir"
     if isinstance(error, ValueError) and _raised_by_us(error):
         return text

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.files import read_json
-from recipes.common import machine
+from eval.results import read_results
+from recipes.common import machine, resuming
 from recipes.common.model_table import default_alias
 from recipes.common.models import resolve, weights_source
 from recipes.common.stand_ins.smollm2 import cache_root
@@ -114,11 +114,13 @@ def rewarder(args: Any) -> Callable[[Any], Reward]:
     if args.reward != "trained":
         return comparers.reward_by_name(args.reward)
     runs = Path(args.output_dir) / "ultrafeedback_reward" / resolve(args.model).alias.replace("/", "--")
-    done = [path.parent for path in runs.glob("*/results.json") if read_json(path)["complete"]]
+    done = [path.parent for path in runs.glob("*/results.json") if read_results(path)["complete"]]
     if not done:
         raise ValueError(
             f"--reward trained found no reward model of {args.model} in {runs}: first run `python "
             f"recipes/ultrafeedback_reward.py --model {args.model} --output-dir {args.output_dir}`, or give a "
             "folder or pairrm as --reward"
         )
-    return comparers.reward_by_name(str(max(done, key=lambda folder: folder.name) / "adapter"))
+    newest = max(done, key=lambda folder: folder.name) / "adapter"
+    resuming.means("reward", newest)  # a resumed run must not take a newer one
+    return comparers.reward_by_name(str(newest))

@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.files import MEND, fingerprint, read_json
 from recipes.common import machine
 from recipes.common.model_table import (
     BASE_TEMPLATE,
@@ -23,6 +24,7 @@ from rewards import precision
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MADE_OF = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, configs, tokenizer, template
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Names under which published vocabularies keep a token for padding. What ends a text is the last resort: a model
 # trained with it as padding may be told not to learn the end.
@@ -72,6 +74,28 @@ def weights_source(spec: ModelSpec, load_in_4bit: bool) -> str:
 
         return str(converted_folder())
     return (load_in_4bit and spec.unsloth_4bit_id) or spec.hub_id
+
+
+def weights_identity(spec: ModelSpec, load_in_4bit: bool) -> dict[str, str]:
+    """By which base weights are known again, without loading them: of a folder, the fingerprint of each file that a
+    model is made of; of a hub id, the commit that the cache holds, and nothing before its first download."""
+    if spec.embedded:
+        from recipes.common.stand_ins.smollm2 import CONVERTER, GGUF_SHA256
+
+        return {"SmolLM2": f"{GGUF_SHA256[:16]}, converter {CONVERTER}"}
+    source = weights_source(spec, load_in_4bit)
+    if (folder := Path(source).expanduser()).is_dir():
+        return folder_identity(folder)
+    from huggingface_hub import constants
+
+    refs = Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}" / "refs" / (spec.revision or "main")
+    return {f"commit of {source}": refs.read_text().strip()} if refs.is_file() else {}
+
+
+def folder_identity(folder: Path) -> dict[str, str]:
+    """The fingerprint of each file in `folder` that a model or an adapter is made of."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in MADE_OF and path.is_file())
+    return {path.name: fingerprint(path) for path in files}
 
 
 def half_precision(spec: ModelSpec) -> str:
@@ -129,13 +153,16 @@ def start_from(model: Any, folder: str) -> None:
         ValueError: no adapter there, or one of another kind, rank or scale, of other layers or of another model.
     """
     from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(folder).expanduser()
     for file in (WEIGHTS, CONFIG):
         if not (path / file).is_file():
             raise ValueError(f"--start-from {folder} has no {file}: give the adapter folder of a finished run")
-    found, own = json.loads((path / CONFIG).read_text(encoding="utf-8")), model.peft_config["default"]
+    found, own = read_json(path / CONFIG), model.peft_config["default"]
+    if not isinstance(found, dict):
+        raise ValueError(f"{path / CONFIG} is damaged (it is not an object): {MEND}")
     for field in SAME:
         theirs, ours = _plain(found.get(field, False)), _plain(getattr(own, field))
         if theirs != ours:
@@ -145,6 +172,8 @@ def start_from(model: Any, folder: str) -> None:
             )
     try:
         outcome = set_peft_model_state_dict(model, load_file(path / WEIGHTS))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path / WEIGHTS} is damaged ({error}): {MEND}") from error
     except RuntimeError as error:
         wrong = str(error).splitlines()[-1].strip()
     else:

@@ -1,10 +1,11 @@
 """The run folder: everything a run leaves behind, written so that a kill loses little and fakes nothing.
 
 outputs/<recipe>/<model>/<time>/
-    config.json         the arguments, written first; a resumed run must have the same
+    config.json         the arguments, and by what rows and weights are known; a resumed run must have the same
     completions.jsonl   every graded completion of every stage
     metrics.jsonl       the trainers' metrics, one line a step
     seconds.json        seconds by phase
+    checksums.json      of stages, adapters and files: by them, what was damaged since is known
     warm_start/         the adapter after the warm start
     checkpoints/        trainer state, until the run is complete
     stopped.json        where numbers were no longer finite: until training is past it, a learning rate may change
@@ -24,20 +25,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from eval.files import read_json, write_json_atomic, write_text_atomic
+from eval.files import write_json_atomic, write_text_atomic
 from eval.metrics import compare, headline, short_name, side_scores, summarise
-from eval.results import Records, Results, Stage, Steps, WinRate, read_lines, read_results
+from eval.results import Record, Records, Results, Stage, Steps, WinRate, read_results
 from eval.winrate import describe, win_rate
-from recipes.common import machine
+from recipes.common import machine, resuming
 from recipes.common.clock import Clock
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import resolve
-from recipes.common.training import Training, changeable, tokens_per_second, weights_bytes
+from recipes.common.training import Training, tokens_per_second, weights_bytes
 from rewards.contract import Prefer
 from rewards.judge import Judge
 
 # These say where and how long to run, not what: they may differ when a run is resumed.
-NOT_CONFIGURATION = {"output_dir", "resume", "max_hours", "push_to_hub", "run_name", "report_to", "save_steps"}
+NOT_CONFIGURATION = {
+    *("output_dir", "resume", "max_hours", "push_to_hub", "run_name", "report_to", "save_steps", "show_tokens"),
+}
 FLAGS = 2  # which flags config.json is of: raise it when one changes its name or its meaning
 
 
@@ -57,6 +60,7 @@ class Run:
         guard: str | None = None,
         reference: str | None = None,
         beside: Sequence[str] = (),
+        earlier: Sequence[Record] = (),
     ) -> None:
         self.folder, self.recipe, self.spec, self.args = folder, recipe, spec, args
         self.correct, self.format, self.guard = correct, format, guard
@@ -67,9 +71,8 @@ class Run:
         self.training = Training(folder, spec, args, self.clock, resumed=resumed)
         self.stages: dict[str, Records] = {}  # that this session came to
         self.earlier: dict[str, Records] = {}  # that an earlier session left and this one may still come to
-        if (folder / "completions.jsonl").exists():
-            for record in read_lines(folder / "completions.jsonl"):
-                self.earlier.setdefault(record["stage"], []).append(record)
+        for record in earlier:
+            self.earlier.setdefault(record["stage"], []).append(record)
 
     @classmethod
     def open(
@@ -96,46 +99,50 @@ class Run:
             beside: rewards whose greedy means are told beside the share of solved problems, with intervals.
 
         Raises:
-            ValueError: nothing to resume; the configuration changed, and the sentence lists the differences; the
+            ValueError: nothing to resume; the configuration, the rows or the weights changed, and the sentence lists
+                the differences; another process is in the folder; what is damaged in it cannot be made again; the
                 output folder cannot be written; or nobody is logged in for `--push-to-hub`.
         """
         spec = resolve(args.model)
         parent = Path(args.output_dir) / recipe / spec.alias.replace("/", "--")
-        config = _configuration(args)
+        config = _configuration(recipe, args, spec)
         if args.push_to_hub:
             _log_in()  # before hours of training
+        earlier: Records = []
+        resuming.clean_up(parent)
         if args.resume:
-            folder = _newest(parent, recipe, spec, config)
+            folder = resuming.choose(parent, f"{recipe} with {spec.alias}", args.resume, config)
+            resuming.take(folder)
+            resuming.accept(folder, config)
             print(f"Resuming {folder}")
+            earlier = resuming.mend(folder)
             (folder / "results.json").unlink(missing_ok=True)
         else:
-            folder = parent / datetime.now().strftime("%Y%m%d-%H%M%S")
-            while folder.exists():
-                folder = folder.with_name(folder.name + "b")
-            try:
-                folder.mkdir(parents=True)
-                write_json_atomic(folder / "config.json", config)
-            except OSError as error:
-                raise ValueError(f"cannot write {folder} ({error.strerror}): name another --output-dir") from error
+            folder = resuming.make(parent, config)
             print(f"Run folder: {folder}")
         if reference:
             print(f"Reference policy: {reference}")
         if hasattr(args, "max_steps"):
             print(_plan(recipe, args, parent))
         judged: dict[str, Any] = {"correct": correct, "format": format, "guard": guard}
-        return cls(folder, recipe, spec, args, resumed=args.resume, reference=reference, beside=beside, **judged)
+        told: dict[str, Any] = {"reference": reference, "beside": beside}
+        return cls(folder, recipe, spec, args, resumed=bool(args.resume), earlier=earlier, **told, **judged)
 
     # Stages
 
     def stage(self, name: str, evaluate: Callable[..., Records]) -> Stage:
         """Evaluate stage `name` or read it back from an earlier session; print and return its summary."""
+        if not self.stages:
+            resuming.settle(self.folder, self.spec, getattr(self.args, "load_in_4bit", False))
         if name in self.earlier:
             self.stages[name] = self.earlier.pop(name)
         else:
             with self.clock.phase(f"evaluate {name}"):
                 self.stages[name] = evaluate(stage=name)
-            lines = [json.dumps(record, ensure_ascii=False) for stage in self.stages.values() for record in stage]
+            stages = self.stages | self.earlier
+            lines = [resuming.line_of(record) for stage in stages.values() for record in stage]
             write_text_atomic(self.folder / "completions.jsonl", "\n".join(lines) + "\n")
+            resuming.vouch(self.folder, stages=stages)
         summary = summarise(self.stages[name], correct=self.correct, format=self.format, guard=self.guard)
         print(f"{name}: {', '.join(self._measured(summary))}")
         return summary
@@ -185,7 +192,7 @@ class Run:
         self.earlier.clear()  # what this session has not come to yet shows the model after less training
         self.cut_short = not self.training.train(trainer)
         if not self.cut_short:
-            self.training.save_adapter("warm_start", trainer.model, trainer.processing_class)
+            self._save("warm_start", trainer)
         return not self.cut_short
 
     def train(self, trainer: Any, then: Callable[..., Records]) -> None:
@@ -194,8 +201,12 @@ class Run:
             return
         self.earlier.clear()
         self.training.train(trainer)
-        self.training.save_adapter("adapter", trainer.model, trainer.processing_class)
+        self._save("adapter", trainer)
         self.stage("after", then)
+
+    def _save(self, name: str, trainer: Any) -> None:
+        self.training.save_adapter(name, trainer.model, trainer.processing_class)
+        resuming.vouch(self.folder, adapter=name)
 
     # The end
 
@@ -214,6 +225,7 @@ class Run:
         from eval.report import verdicts, write_model_card, write_report
 
         if self.cut_short:
+            resuming.leave(self.folder)
             return None
         if prefer:
             self._compare(prefer, prompts)
@@ -222,6 +234,7 @@ class Run:
         write_report(self.folder / "report.html", results, self.training.metrics(), records)
         if self.training.steps:
             write_model_card(self.folder / "adapter" / "README.md", results)
+        resuming.vouch(self.folder)
         write_json_atomic(self.folder / "results.json", results)  # last: its "complete" vouches for the rest
         if results["complete"]:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -240,6 +253,7 @@ class Run:
             repository = _hub().create_repo(self.args.push_to_hub, private=True, exist_ok=True)
             _hub().upload_folder(repo_id=repository.repo_id, folder_path=str(self.folder / "adapter"))
             print(f"Uploaded to {repository}")
+        resuming.leave(self.folder)
         return results
 
     def _compare(self, prefer: Prefer, prompts: Sequence[Any]) -> None:
@@ -300,35 +314,6 @@ class Run:
         }
 
 
-def _newest(parent: Path, recipe: str, spec: ModelSpec, config: dict[str, Any]) -> Path:
-    """The newest run in `parent`, which must be unfinished and of the same configuration."""
-    candidates = sorted(parent.glob("*/config.json"), reverse=True)
-    if not candidates:
-        raise ValueError(f"--resume found no run of {recipe} with {spec.alias} in {parent}; start one without --resume")
-    folder = candidates[0].parent
-    if (folder / "results.json").exists() and read_results(folder / "results.json")["complete"]:
-        raise ValueError(f"the newest run, {folder}, is complete; start a new one without --resume")
-    before = read_json(candidates[0])
-    if before.get("flags") != FLAGS:
-        raise ValueError(
-            f"--resume cannot continue {folder}: an older version of Tunebook began it, whose flags meant other "
-            "things; finish it with that version, or start a new run without --resume"
-        )
-    changed = [
-        f"--{name.replace('_', '-')} {before.get(name)} -> {config.get(name)}"
-        for name in sorted(before.keys() | config.keys())
-        if before.get(name) != config.get(name) and name not in changeable(folder)
-    ]
-    if changed:
-        raise ValueError(
-            f"--resume cannot continue {folder} with another configuration ({', '.join(changed)}); "
-            "give the values it started with, or start a new run without --resume"
-        )
-    if before != before | config:
-        write_json_atomic(candidates[0], before | config)
-    return folder
-
-
 def _plan(recipe: str, args: Any, parent: Path) -> str:
     """A line on the phases to come, with the minutes that they took in the newest complete run of this model."""
     phases = _phases(recipe, vars(args))
@@ -338,7 +323,10 @@ def _plan(recipe: str, args: Any, parent: Path) -> str:
     ]
     line = f"Phases: {', '.join(told)}"
     for path in sorted(parent.glob("*/results.json"), reverse=True):
-        results = read_results(path)
+        try:
+            results = read_results(path)
+        except (OSError, ValueError):
+            continue  # damaged since
         seconds, then = results["seconds"], _phases(recipe, results["args"], results["steps"])
         if results["complete"] and phases.keys() <= then.keys() & seconds.keys():
             scaled = [
@@ -381,6 +369,7 @@ def _ends(interval: Sequence[float] | None, number: str = ".3f") -> str:
     return f" (95 % CI {interval[0]:{number}} to {interval[1]:{number}})" if interval else ""
 
 
-def _configuration(args: Any) -> dict[str, Any]:
+def _configuration(recipe: str, args: Any, spec: ModelSpec) -> dict[str, Any]:
     values = {k: v for k, v in dataclasses.asdict(args).items() if k not in NOT_CONFIGURATION}
-    return json.loads(json.dumps({"flags": FLAGS, **values}))  # as it will read back: tuples are lists
+    whole = {"flags": FLAGS, "recipe": recipe, **values, **resuming.identity(args, spec)}
+    return json.loads(json.dumps(whole))  # as it will read back: tuples are lists

@@ -10,16 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from eval.files import read_json, write_json_atomic, write_text_atomic
+from eval.files import fsync_tree, write_json_atomic, write_text_atomic
 from eval.methods import phase_of
 from eval.results import MetricsLine, read_lines
 from recipes.common import machine
 from recipes.common.clock import Clock
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import half_precision
+from recipes.common.resuming import STOPPED
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
-STOPPED = "stopped.json"  # in a run's folder: numbers were no longer finite, and these flags may change for it
 # A phase's learning rates, where they are not --learning-rate alone.
 RATES = {"warm start": ("sft_learning_rate",), "ppo": ("learning_rate", "value_learning_rate")}
 
@@ -118,7 +118,7 @@ class Training:
         return whole
 
     def _stopped(self, trainer: Any, phase: str, planned: int, error: Any) -> str:
-        """Leave a note for `changeable`; what to tell the user."""
+        """Leave a note for `resuming.changeable`; what to tell the user."""
         rates = RATES.get(phase, ("learning_rate",))
         note = {"phase": phase, "step": error.step, "what": error.what, "flags": rates}
         write_json_atomic(self.folder / STOPPED, note)
@@ -155,6 +155,7 @@ class Training:
         only = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
         model.save_pretrained(str(building), **only)
         tokenizer.save_pretrained(str(building))
+        fsync_tree(building)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(building, target)
         return target
@@ -177,15 +178,6 @@ class Training:
             # What is saved of p-tuning is what its network wrote, and must not go through the network again.
             config.inference_mode = True
         return True
-
-
-def changeable(folder: Path) -> set[str]:
-    """The flags that may differ when the run in `folder` is resumed: the learning rates of a phase that stopped because
-    numbers were no longer finite."""
-    try:
-        return set(read_json(folder / STOPPED)["flags"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
 
 
 def planned_steps(trainer: Any) -> int:

@@ -2,15 +2,18 @@
 
 import errno
 import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from data import gsm8k
-from recipes.common import cli
+from recipes.common import cli, resuming
+from recipes.common.args import RunArgs
 from recipes.common.cli import explain
 from recipes.common.models import resolve
+from recipes.common.run import Run
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,13 @@ class Args:
     model: str = "smollm2-135m"
     output_dir: str = "outputs"
     max_hours: float | None = None
-    resume: bool = False
+    resume: bool | str = False
     smoke: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(RunArgs):
+    model: str = "smollm2-135m"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +75,7 @@ def test_a_full_disk_for_real() -> None:
     [
         PermissionError(errno.EACCES, "Permission denied", "runs/a"),
         NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs/a"),
+        IsADirectoryError(errno.EISDIR, "Is a directory", "runs/a"),
         FileExistsError(errno.EEXIST, "File exists", "runs/a"),
         OSError(errno.EROFS, "Read-only file system", "runs/a"),
     ],
@@ -136,9 +145,109 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert mistake.value.code == 2 and error.startswith("error: no model named") and error.count("\n") == 1
     with pytest.raises(SystemExit) as stop:
         start(interrupted, monkeypatch)
-    assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted before anything was kept; the same command begins again\n"
     with pytest.raises(KeyError):
         start(buggy, monkeypatch)
+
+
+def end_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, *arguments: str, keeps: str = "") -> int:
+    """A recipe that makes `keeps` in its run's folder and is ended by a signal; the code it exits with."""
+
+    def ended(args: Args) -> None:
+        (folder / keeps).parent.mkdir(parents=True, exist_ok=True)
+        if keeps:
+            (folder / keeps).write_text("{}")
+        resuming.take(folder)
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as end:
+        start(ended, monkeypatch, *arguments)
+    assert not (folder / ".lock").exists()
+    return end.value.code  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("keeps", "arguments", "made", "words"),
+    [
+        ("", (), False, " before anything was kept; the same command begins again"),
+        (
+            "completions.jsonl",
+            (),
+            False,
+            "; the same command with --resume goes on; without a checkpoint yet, training begins at its first step",
+        ),
+        (
+            "checkpoints/grpo/checkpoint-8/complete.json",
+            ("--max-hours", "3"),
+            False,
+            "; the same command with --resume goes on from the last checkpoint, step 8 of grpo",
+        ),
+        (
+            "checkpoints/warm_start/checkpoint-8/complete.json",
+            (),
+            True,
+            "; the same command with ARGS=--resume goes on from the last checkpoint, step 8 of warm start",
+        ),
+        (
+            "checkpoints/grpo/checkpoint-8/complete.json",
+            ("--max-hours", "3"),
+            True,
+            "; the same command with ARGS='--max-hours 3 --resume' goes on from the last checkpoint, step 8 of grpo",
+        ),
+        ("completions.jsonl", ("--smoke",), False, " before anything was kept; the same command begins again"),
+    ],
+)
+def test_what_is_said_at_the_end_is_true(
+    keeps: str,
+    arguments: tuple[str, ...],
+    made: bool,
+    words: str,
+    tmp_path: Path,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    if made:
+        monkeypatch.setenv("MAKELEVEL", "1")
+    signals = ((signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "ended by SIGTERM", 143))
+    for number, name, code in (*signals, (signal.SIGHUP, "ended by SIGHUP", 129)):
+        assert end_a_run(tmp_path, monkeypatch, number, *arguments, keeps=keeps) == code
+        assert capsys.readouterr().err.strip() == name + words
+
+
+@pytest.mark.parametrize(
+    ("words", "resume"),
+    [
+        ((), False),
+        (("--resume",), True),
+        (("--resume", "--max-hours", "3"), True),
+        (("--max-hours", "3", "--resume", "outputs/toy/1"), "outputs/toy/1"),
+        (("--resume=outputs/toy/1",), "outputs/toy/1"),
+    ],
+)
+def test_resume_takes_a_folder_or_none(
+    words: tuple[str, ...], resume: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[Args] = []
+    start(lambda args: sessions.append(args), monkeypatch, *words)
+    assert [args.resume for args in sessions] == [resume]
+
+
+@pytest.mark.parametrize("flag", ["--model", "--output-dir", "--resume"])
+def test_a_name_that_is_too_long_is_one_sentence(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def recipe(args: Args) -> None:
+        Run.open("toy", Full(resume=args.resume, output_dir=args.output_dir), correct=None, format=None)
+
+    long = str(tmp_path / ("x" * 300))
+    with pytest.raises(SystemExit) as end:
+        start(recipe, monkeypatch, "--output-dir", str(tmp_path), flag, long)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert "too long" in said
 
 
 def test_smoke_stops_in_each_phase_and_resumes(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:

@@ -1,6 +1,8 @@
 """The run folder: what a new run, a resumed one and a killed one find in it, and how any story ends."""
 
 import json
+import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,6 +141,7 @@ def test_a_new_run_keeps_its_configuration(tmp_path: Path) -> None:
     # Where and how long to run, and who is told, is no configuration.
     assert json.loads((run.folder / "config.json").read_text()) == {
         "flags": 2,
+        "recipe": "toy",
         "model": "smollm2-135m",
         "learning_rate": 1e-4,
         "lr_scheduler_type": "constant",
@@ -147,6 +150,8 @@ def test_a_new_run_keeps_its_configuration(tmp_path: Path) -> None:
         "num_train_epochs": None,
         "seed": 3407,
         "smoke": False,
+        "rows": {},
+        "weights": {"SmolLM2": "b179c9523d0e6a0f, converter 1"},
     }
     assert open_run(tmp_path).folder != run.folder  # within the same second
 
@@ -169,6 +174,8 @@ def test_a_complete_run_is_not_resumed(tmp_path: Path) -> None:
     (run.folder / "results.json").write_text('{"complete": true}')
     with pytest.raises(ValueError, match=r"is complete; start a new one without --resume"):
         open_run(tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"that run is complete.*; start a new run without --resume"):
+        open_run(tmp_path, resume=str(run.folder))
 
 
 def test_results_of_an_incomplete_run_go_when_it_is_resumed(tmp_path: Path) -> None:
@@ -372,6 +379,7 @@ def test_a_stage_of_a_model_that_trains_on_is_evaluated_again(tmp_path: Path) ->
     assert resumed.length_quantile(1.0) == 17  # of "before": the later stage is none of this story yet
     resumed.train(ScriptedTrainer(resumed), then=lambda stage: records(stage, 6))
     assert resumed.stages["after"] == records("after", 6)
+    save_checkpoint(resumed, 4)
     again = open_run(tmp_path, resume=True)
     again.stage("before", never)
     assert again.stage("after", never)["accuracy"] == 0.75
@@ -431,7 +439,7 @@ def test_a_session_that_ends_in_the_warm_start_does_nothing_more(tmp_path: Path)
     run.train(ScriptedTrainer(run), then=lambda stage: never(stage))
     assert run.finish() is None and [*run.stages] == ["before"]
     left = {path.name for path in run.folder.iterdir()}
-    assert left == {"config.json", "completions.jsonl", "metrics.jsonl", "seconds.json"}
+    assert left == {"config.json", "completions.jsonl", "metrics.jsonl", "seconds.json", "checksums.json"}
 
 
 # The end
@@ -561,6 +569,36 @@ def test_results_are_written_last(document: str, tmp_path: Path, monkeypatch: py
     assert (run.folder / "checkpoints").exists()
 
 
+def test_all_that_results_vouch_for_is_flushed_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And before they are there on the disk, no checkpoint is removed."""
+    events: list[tuple[str, Path]] = []
+    fsync, replaced, removed = os.fsync, os.replace, shutil.rmtree
+
+    def note_flush(handle: int) -> None:
+        events.append(("flushed", Path(os.readlink(f"/proc/self/fd/{handle}"))))
+        fsync(handle)
+
+    def note_rename(old: Path, new: Path) -> None:
+        events.append(("renamed", Path(new)))
+        replaced(old, new)
+
+    def note_removal(path: Path, **kwargs: Any) -> None:
+        events.append(("removed", Path(path)))
+        removed(path, **kwargs)
+
+    run = open_run(tmp_path)
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(os, "replace", note_rename)
+    monkeypatch.setattr(shutil, "rmtree", note_removal)
+    finished(run)
+    end = events.index(("renamed", run.folder / "results.json"))
+    before = {path for what, path in events[:end] if what == "flushed"}
+    for path in [run.folder, *run.folder.rglob("*")]:
+        assert path in before or path.name == "results.json", path
+    assert events[end + 1] == ("flushed", run.folder)
+    assert events.index(("removed", run.folder / "checkpoints")) > end
+
+
 def test_a_run_without_a_warm_start_has_one_comparison(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     run.stage("before", lambda stage: records(stage, 1))
@@ -583,7 +621,8 @@ def test_a_story_without_training(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (results["paired"]["from"], results["paired"]["to"]) == ("zero-shot", "few-shot")
     assert set(results["training"].values()) == {None}
     written = {path.name for path in run.folder.iterdir()}
-    assert written == {"config.json", "completions.jsonl", "seconds.json", "report.html", "results.json"}
+    named = {"config.json", "completions.jsonl", "seconds.json", "checksums.json", "report.html", "results.json"}
+    assert written == named
     printed = capsys.readouterr().out
     assert "accuracy +87.5 points" in printed and "): it got better\n" in printed
     assert "Phases" not in printed and "learned" not in printed

@@ -13,7 +13,8 @@ import pytest
 from recipes.common.args import RunArgs, TrainArgs
 from recipes.common.clock import Clock
 from recipes.common.models import resolve
-from recipes.common.training import Training, _parameter_counts, changeable, planned_steps
+from recipes.common.resuming import changeable
+from recipes.common.training import Training, _parameter_counts, planned_steps
 
 pytestmark = pytest.mark.usefixtures("unsloth")  # before transformers, which the trainer's callbacks import
 

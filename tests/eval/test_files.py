@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import threading
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval.files import built_once, write_json_atomic, write_text_atomic
+from eval.files import built_once, fsync_tree, read_json, write_json_atomic, write_text_atomic
 
 
 def test_text_is_written_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -56,6 +57,58 @@ def test_what_json_cannot_hold_is_never_begun(tmp_path: Path, value: Any, error:
     with pytest.raises(error):
         write_json_atomic(tmp_path / "results.json", {"value": value})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files and folders that are flushed from now on, in their order; they are flushed for real."""
+    paths: list[Path] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        paths.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return paths
+
+
+def test_a_tree_is_flushed_from_its_leaves_to_the_folder_that_holds_it(tmp_path: Path, flushed: list[Path]) -> None:
+    tree = tmp_path / "adapter"
+    (tree / "deep" / "er").mkdir(parents=True)
+    files = [tree / "config.json", tree / "deep" / "weights", tree / "deep" / "er" / "vocabulary"]
+    for file in files:
+        file.write_text("x")
+    (tree / "link").symlink_to("/nowhere")
+    fsync_tree(tree)
+    assert sorted(flushed) == sorted([*files, tree, tree / "deep", tree / "deep" / "er", tmp_path])
+    assert flushed[-2:] == [tree, tmp_path]
+    for path in flushed[:-1]:
+        assert flushed.index(path) < flushed.index(path.parent), "a folder is flushed after what it holds"
+
+
+def test_a_file_is_written_with_its_folder(tmp_path: Path, flushed: list[Path]) -> None:
+    write_text_atomic(tmp_path / "results.json", "{}")
+    assert flushed[0].name.startswith(".results.json.") and flushed[1:] == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "it is empty"),
+        (b"{\n", r"line 2: Expecting property name enclosed in double quotes"),
+        (b"\0" * 9, "line 1: Expecting value"),
+        (b"\xff\xfe", "it is not UTF-8 text"),
+        (b"[" * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_what_is_no_json_is_one_sentence(content: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"^{path} is damaged \({says}.*\): put a whole copy in its place, or remove it$"
+    ):
+        read_json(path)
 
 
 def test_two_callers_after_a_kill_build_once(tmp_path: Path) -> None:

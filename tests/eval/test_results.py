@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from eval.metrics import compare, summarise
 from eval.pairs import reward_records
 from eval.results import Comparison, Record, Stage, WinRate, read_lines, read_results
@@ -41,6 +43,23 @@ def test_lines_are_read_back_but_for_one_that_was_cut_off(tmp_path: Path) -> Non
     assert list(read_lines(path)) == lines
     path.write_text("", encoding="utf-8")
     assert list(read_lines(path)) == []
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", "null", '{"completion": "t', "\0\0"])
+def test_a_damaged_line_is_one_sentence(damage: str, tmp_path: Path) -> None:
+    """Whatever stands after it would be lost without a word, and at the end it is no kill, which ends no line."""
+    path = tmp_path / "lines.jsonl"
+    for lines in (["{}", damage, "{}"], ["{}", damage]):
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"^{path}, line 2 is damaged \(.+\): put a whole copy in its place"):
+            list(read_lines(path))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"complete": "yes"}'])
+def test_damaged_results_are_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^{tmp_path / 'results.json'} is damaged \(.+\): put a whole copy"):
+        read_results(tmp_path / "results.json")
 
 
 def test_results_are_read_back(tmp_path: Path) -> None:
