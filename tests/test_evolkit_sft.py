@@ -56,12 +56,11 @@ def small_opt(unsloth: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def conversations(folder: Path) -> str:
-    """A source of eight short conversations, which are also those asked afterwards."""
+    """A source of eight short conversations, all of them for training."""
     colours = ["red", "blue", "green", "black", "white", "brown", "pink", "grey"]
     turns = [[{"from": "human", "value": f"Say {c}."}, {"from": "gpt", "value": f"{c}!"}] for c in colours]
-    for split in ("train", "test"):
-        rows = "".join(json.dumps({"conversations": own}) + "\n" for own in turns)
-        (folder / f"{split}.jsonl").write_text(rows, encoding="utf-8")
+    rows = "".join(json.dumps({"conversations": own}) + "\n" for own in turns)
+    (folder / "train.jsonl").write_text(rows, encoding="utf-8")
     return str(folder)
 
 
@@ -79,6 +78,8 @@ def test_the_end_of_the_answer_is_supervised_once(small_opt: Path, tmp_path: Pat
 
 
 def test_a_trained_model_stops(small_opt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = evolkit_sft.evolkit.load  # what is trained on is asked afterwards, which no source may do
+    monkeypatch.setattr(evolkit_sft.evolkit, "load", lambda split, **options: load("train", **options))
     audits: list[dict[str, Any]] = []
     monkeypatch.setattr(adapters, "audit", lambda *a, **kw: audits.append(audit(*a, **kw)))
     args = replace(

@@ -1,5 +1,6 @@
 """The odds between options: of the tokens that training writes, whatever the template puts before an answer."""
 
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def tokenizer(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model(unsloth: ModuleType) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
