@@ -79,6 +79,7 @@ def test_smoke_walks_the_whole_path(smoke: Any) -> None:
     }
     assert files == {
         *("config.json", "completions.jsonl", "metrics.jsonl", "report.html", "results.json", "seconds.json"),
+        "checksums.json",
         *(f"{folder}/{name}" for folder in ("adapter", "warm_start") for name in adapter),
     }
     assert done.stdout.count("Out of time") == 2 and done.stdout.count("Resuming") == 2

@@ -121,6 +121,7 @@ def test_a_recipe_runs_whole(name: str, whole: Any) -> None:
     files = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
     assert files == {
         *("config.json", "completions.jsonl", "metrics.jsonl", "report.html", "results.json", "seconds.json"),
+        "checksums.json",
         *(f"adapter/{file}" for file in ADAPTER),
     }
     results = run.results

@@ -71,7 +71,7 @@ def read_answers(
         raise ValueError(f"--from {path}: no such file, expected a run's completions.jsonl")
     records = list(read_lines(path))
     for number, record in enumerate(records, 1):
-        missing = [name for name in FIELDS if not isinstance(record, dict) or name not in record]
+        missing = [name for name in FIELDS if name not in record]
         if missing:
             where = f"{path}, line {number}"
             raise ValueError(f"{where}: expected a record as a run writes it, this one lacks {', '.join(missing)}")
