@@ -76,13 +76,13 @@ def built_once(folder: Path, build: Callable[[Path], object], *, intact: Callabl
 
 
 def fsync_tree(folder: Path) -> None:
-    """Flush every file below `folder` and every folder, deepest first, and `folder`'s parent: to be called before
+    """Flush every file below `folder`, then every folder, deepest first, and `folder`'s parent: to be called before
     anything is written that vouches for them. After a power cut they hold what they hold now.
 
     Links are not followed. Raises OSError (a failing disk, a file that may not be read).
     """
     inside = [path for path in folder.rglob("*") if not path.is_symlink()]
-    for path in [*sorted(inside, key=lambda path: len(path.parts), reverse=True), folder, folder.parent]:
+    for path in [*sorted(inside, key=lambda path: (path.is_dir(), -len(path.parts))), folder, folder.parent]:
         fsync(path)
 
 
