@@ -1,11 +1,13 @@
 """Which engine is chosen, and that generating on merged weights is the adapter's text and leaves no trace."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from data.prompts import math_messages
+from eval.sampling import ModelSampler
 from recipes.common import machine
 from recipes.common.callbacks import attach
 from recipes.common.rollouts import Rollouts, choose
@@ -20,6 +22,26 @@ def test_without_vllm_auto_takes_the_model_and_says_so(monkeypatch: pytest.Monke
     assert "make setup-vllm" in capsys.readouterr().out
     with pytest.raises(ValueError, match="make setup-vllm"):
         choose("vllm", load_in_4bit=False)
+
+
+def test_where_unsloth_starts_no_engine_the_model_writes(
+    load_lora: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Unsloth drops vLLM by itself for some models and cards, and leaves no `vllm_engine`."""
+    monkeypatch.setattr(machine, "has_gpu", lambda: True)
+    model, tokenizer = load_lora(tiny)
+    rollouts = Rollouts("vllm", model, tokenizer, 64)
+    assert rollouts.engine == "model" and isinstance(rollouts.sampler, ModelSampler)
+    assert "without vLLM" in capsys.readouterr().out
+    assert len(rollouts.sampler.sample(PROMPTS[:2], **GREEDY)) == 2
+
+
+def test_a_trainers_engine_ends_completions_where_the_sampler_does(load_lora: Any, tiny: Path) -> None:
+    model, tokenizer = load_lora(tiny)
+    model.generation_config.eos_token_id = 7
+    engine = SimpleNamespace(generation_kwargs={"seed": 1})
+    Rollouts("model", model, tokenizer, 64).attach(SimpleNamespace(vllm_generation=engine))
+    assert engine.generation_kwargs == {"seed": 1, "stop_token_ids": sorted({7, tokenizer.eos_token_id})}
 
 
 @pytest.mark.skipif(machine.has_gpu(), reason="a GPU generates through Unsloth's own fast path")
