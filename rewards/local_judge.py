@@ -87,17 +87,21 @@ class LocalModel:
         self._batches = Batches(BATCH)
 
     def reply(self, prompt: str, schema: "type[BaseModel]") -> Reply:
-        messages = [{"role": "user", "content": prompt}]
-        ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        if len(ids) >= self._context:
-            raise Failure(f"a prompt of {len(ids):,} tokens does not fit the {self._context:,} of {self.name}")
-        wanted = json.dumps(bounded(schema.model_json_schema()))
-        job = _Job(ids, self._compiler.compile_json_schema(wanted, any_whitespace=False))
+        job = self.job(prompt, schema)
         self._waiting.append(job)
         with self._engine:  # whoever gets it answers for all who wait
             while not job.reply.done():
                 self._answer(self._gather())
         return job.reply.result()
+
+    def job(self, prompt: str, schema: "type[BaseModel]") -> _Job:
+        """A request that nobody has answered yet; Failure where the prompt does not fit."""
+        messages = [{"role": "user", "content": prompt}]
+        ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        if len(ids) >= self._context:
+            raise Failure(f"a prompt of {len(ids):,} tokens does not fit the {self._context:,} of {self.name}")
+        wanted = json.dumps(bounded(schema.model_json_schema()))
+        return _Job(ids, self._compiler.compile_json_schema(wanted, any_whitespace=False))
 
     def _gather(self) -> list[_Job]:
         while (waiting := len(self._waiting)) < BATCH:
