@@ -76,13 +76,13 @@ def leave_out_long(rows: "Dataset", tokenizer: Any, limit: int, *, flag: str) ->
     Raises ValueError, naming the `flag` to raise, where none is left.
     """
 
-    def fits(row: dict[str, Any]) -> bool:
-        prompt = row["prompt"]
-        if isinstance(prompt, str):
-            return token_length(tokenizer, prompt) <= limit
-        return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)) <= limit
+    def fit(prompts: list[Any]) -> list[bool]:
+        if isinstance(prompts[0], str):
+            return [token_length(tokenizer, prompt) <= limit for prompt in prompts]
+        written = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=False)
+        return [len(ids) <= limit for ids in written]
 
-    kept = rows.filter(fits, desc="Measuring prompts")
+    kept = rows.filter(fit, batched=True, input_columns="prompt", desc="Measuring prompts") if len(rows) else rows
     if len(kept) < len(rows):
         print(f"{len(rows) - len(kept):,} of {len(rows):,} prompts are left out: longer than {limit:,} tokens")
     if not len(kept):

@@ -3,10 +3,11 @@
 Chat templates are applied as in training, so that the loss measured is the loss trained.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewards.contract import Messages
+from rewards.memory import Batches
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +26,18 @@ def completion_nll(
     import torch
 
     rows = encode(tokenizer, dataset, max_length)
-    scores: list[dict[str, float]] = [{}] * len(rows)
-    for batch in batches([ids for ids, _ in rows], batch_size):
+
+    def read(batch: Sequence[int]) -> list[dict[str, float]]:
+        scores = []
         for index, logits in zip(batch, forward(model, tokenizer, [rows[i][0] for i in batch]), strict=True):
             ids, start = rows[index]
             targets = torch.tensor(ids[start:], dtype=torch.long, device=logits.device)
             predictions = logits[start - 1 : len(ids) - 1].float().log_softmax(-1)
             nll = -predictions.gather(1, targets[:, None]).sum().item()
-            scores[index] = {"nll": nll, "nll_tokens": float(len(targets))}
-    return scores
+            scores.append({"nll": nll, "nll_tokens": float(len(targets))})
+        return scores
+
+    return by_length(read, [ids for ids, _ in rows], batch_size)
 
 
 def option_logprobs(
@@ -46,13 +50,16 @@ def option_logprobs(
     has several.
     """
     encoded = [_option_tokens(tokenizer, prompt, own) for prompt, own in zip(prompts, options, strict=True)]
-    found: list[list[float]] = [[]] * len(encoded)
-    for batch in batches([ids for ids, _ in encoded], 8):
+
+    def read(batch: Sequence[int]) -> list[list[float]]:
+        found = []
         for index, logits in zip(batch, forward(model, tokenizer, [encoded[i][0] for i in batch]), strict=True):
             ids, tokens = encoded[index]
             logprobs = logits[len(ids) - 1].float().log_softmax(-1)
-            found[index] = [logprobs[token].item() for token in tokens]
-    return found
+            found.append([logprobs[token].item() for token in tokens])
+        return found
+
+    return by_length(read, [ids for ids, _ in encoded], 8)
 
 
 def _option_tokens(tokenizer: Any, prompt: Messages, options: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -86,11 +93,14 @@ def encode(tokenizer: Any, dataset: "Dataset", max_length: int | None) -> list[t
     return rows
 
 
-def batches(rows: Sequence[list[int]], size: int) -> Iterator[list[int]]:
-    """Indices of `rows` in batches of like lengths, shortest first: a batch pads to its longest row."""
+def by_length(read: Callable[[Sequence[int]], Sequence[Any]], rows: Sequence[Sequence[int]], size: int) -> list[Any]:
+    """`read(indices)` of all `rows`, in their order: at most `size` at once, and fewer where memory runs out.
+
+    Read together are rows of like lengths, shortest first: a batch pads to its longest row.
+    """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for at in range(0, len(order), size):
-        yield order[at : at + size]
+    found = dict(zip(order, Batches(size).run(read, order), strict=True))
+    return [found[index] for index in range(len(rows))]
 
 
 def forward(model: Any, tokenizer: Any, rows: list[list[int]]) -> "torch.Tensor":

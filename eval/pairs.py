@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval.likelihood import batches, completion_nll, encode, forward
+from eval.likelihood import by_length, completion_nll, encode, forward
 from eval.metrics import PREFERENCE
 from eval.results import Record, Records
 
@@ -168,23 +168,25 @@ def token_kl(
     from torch.nn.functional import kl_div
 
     rows = encode(tokenizer, _answers(dataset, "chosen"), max_length)
-    found: list[float | None] = [None] * len(rows)
-    for batch in batches([ids for ids, _ in rows], BATCH):
+
+    def read(batch: Sequence[int]) -> list[float | None]:
         padded = [rows[index][0] for index in batch]
         policy = forward(model, tokenizer, padded)
         with reference():
             base = forward(model, tokenizer, padded)
-        for index, own, others in zip(batch, policy, base, strict=True):
-            ids, start = rows[index]
-            if start >= len(ids):
-                continue
-            answer = slice(start - 1, len(ids) - 1)
-            nats = sum(
-                kl_div(q.float().log_softmax(-1), p.float().log_softmax(-1), log_target=True, reduction="sum").item()
-                for p, q in zip(own[answer].split(POSITIONS), others[answer].split(POSITIONS), strict=True)
-            )
-            found[index] = max(0.0, nats / (len(ids) - start))  # rounding can make -1e-9 of next to nothing
-    return found
+        return [kl(*rows[index], *logits) for index, *logits in zip(batch, policy, base, strict=True)]
+
+    def kl(ids: list[int], start: int, own: Any, others: Any) -> float | None:
+        if start >= len(ids):
+            return None
+        answer = slice(start - 1, len(ids) - 1)
+        nats = sum(
+            kl_div(q.float().log_softmax(-1), p.float().log_softmax(-1), log_target=True, reduction="sum").item()
+            for p, q in zip(own[answer].split(POSITIONS), others[answer].split(POSITIONS), strict=True)
+        )
+        return max(0.0, nats / (len(ids) - start))  # rounding can make -1e-9 of next to nothing
+
+    return by_length(read, [ids for ids, _ in rows], BATCH)
 
 
 def _answers(dataset: "Dataset", side: str) -> "Dataset":

@@ -40,7 +40,6 @@ REWARDS: dict[Reward, float] = {
 }
 EVAL_SAMPLES = 4  # per problem, beside the greedy completion
 TEMPERATURE = 1.0  # of rollouts and of the sampled evaluation: what GRPO optimises is what is measured
-PROMPT_TOKENS = 416  # GSM8K's longest question has 985 characters, about 250 tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +55,8 @@ class Args(GRPOArgs):
     sft_learning_rate: float = 2e-4
     prompts_per_step: int = 8  # 8 problems x 8 = 64 completions per update
     num_generations: int = 8
+    max_prompt_length: int = 416  # GSM8K's longest question has 985 characters, about 250 tokens
+    """Tokens; longer prompts are left out, and a line says how many"""
     max_completion_length: int = 1024  # training tightens it to 1.25 x the 95th percentile of the model's own lengths
     eval_problems: int = 256
 
@@ -106,7 +107,7 @@ def main(args: Args) -> None:
     train = gsm8k.load("train", source=args.source)
     test = gsm8k.load("test", source=args.source, limit=args.eval_problems)
     run = Run.open("gsm8k_grpo", args, correct="correctness_reward", format="structure_reward")
-    policy = load_policy(args, run.spec, max_prompt_length=PROMPT_TOKENS)
+    policy = load_policy(args, run.spec, max_prompt_length=args.max_prompt_length)
     assess = assessment(args, policy, test, REWARDS, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
     run.stage("before", assess)
     warm_start(args, run, policy, partial(gsm8k.worked_examples, train), assess)

@@ -30,8 +30,7 @@ from data import ultrafeedback
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
 from recipes.common.args import PreferenceArgs, Schedule, split_batch
-from recipes.common.models import load
-from recipes.common.preference import assessment, check_and_watch, pairs, reference_name
+from recipes.common.preference import assessment, check_and_watch, load, pairs, reference_name
 from recipes.common.run import Run
 
 REMEDY = "--sft-weight 0.1, an SFT term on the chosen answers"  # where the probability of both answers falls
@@ -102,7 +101,7 @@ def main(args: Args) -> None:
     prefer = judging.comparer(args)
     reference = reference_name(args.start_from)
     run = Run.open("ultrafeedback_dpo", args, correct=PREFERENCE, format=None, reference=reference)
-    model, tokenizer = load(args, run.spec, max_seq_length=args.max_length)
+    model, tokenizer, test = load(args, run.spec, test)
     assess = assessment(args, run, model, tokenizer, test, beta=args.beta)
     from trl import DPOTrainer
 

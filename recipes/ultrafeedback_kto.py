@@ -27,8 +27,7 @@ from data.preferences import label_weights, unpaired
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
 from recipes.common.args import PreferenceArgs, Schedule, split_batch
-from recipes.common.models import load
-from recipes.common.preference import assessment, check_and_watch, reference_name
+from recipes.common.preference import assessment, check_and_watch, load, reference_name
 from recipes.common.run import Run
 
 
@@ -84,7 +83,7 @@ def main(args: Args) -> None:
     prefer = judging.comparer(args)
     reference = reference_name(args.start_from)
     run = Run.open("ultrafeedback_kto", args, correct=PREFERENCE, format=None, reference=reference)
-    model, tokenizer = load(args, run.spec, max_seq_length=args.max_length)
+    model, tokenizer, test = load(args, run.spec, test)
     assess = assessment(args, run, model, tokenizer, test, beta=args.beta)
     from trl import KTOTrainer
 

@@ -27,8 +27,7 @@ from data import ultrafeedback
 from eval.metrics import PREFERENCE
 from recipes.common import cli, judging, machine
 from recipes.common.args import PreferenceArgs, Schedule, split_batch
-from recipes.common.models import load
-from recipes.common.preference import assessment, check_and_watch, rendered
+from recipes.common.preference import assessment, check_and_watch, load, rendered
 from recipes.common.run import Run
 
 
@@ -79,7 +78,7 @@ def main(args: Args) -> None:
     test = ultrafeedback.load("test", source=args.source, limit=args.eval_pairs)
     prefer = judging.comparer(args)
     run = Run.open("ultrafeedback_orpo", args, correct=PREFERENCE, format=None)
-    model, tokenizer = load(args, run.spec, max_seq_length=args.max_length)
+    model, tokenizer, test = load(args, run.spec, test)
     assess = assessment(args, run, model, tokenizer, test, beta=args.beta, per_token=True)
     from trl.experimental.orpo import ORPOTrainer
 

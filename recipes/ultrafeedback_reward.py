@@ -30,7 +30,7 @@ from eval.results import Records
 from recipes.common import cli, machine
 from recipes.common.args import RewardArgs, Schedule, split_batch
 from recipes.common.model_table import ModelSpec
-from recipes.common.models import lora_targets, repair_tokenizer, weights_source
+from recipes.common.models import lora_targets, open_source, repair_tokenizer
 from recipes.common.preference import pairs
 from recipes.common.run import Run
 from recipes.common.supervision import audit_pairs
@@ -63,10 +63,10 @@ def load_model(args: Args, spec: ModelSpec) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
 
-    source = weights_source(spec, args.load_in_4bit)
+    source, revision = open_source(spec, args.load_in_4bit)
     torch.manual_seed(args.seed)
-    trunk = reward_model.load_trunk(source, revision=spec.revision, load_in_4bit=args.load_in_4bit)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision)
+    trunk = reward_model.load_trunk(source, revision=revision, load_in_4bit=args.load_in_4bit)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     repair_tokenizer(tokenizer, spec)
     trunk.config.pad_token_id = tokenizer.pad_token_id  # the reward is read at the last token before the padding
     config = LoraConfig(
@@ -77,7 +77,7 @@ def load_model(args: Args, spec: ModelSpec) -> tuple[Any, Any]:
         target_modules=lora_targets(args, spec, trunk),
         modules_to_save=["score"],
     )
-    return get_peft_model(trunk, config, revision=spec.revision), tokenizer
+    return get_peft_model(trunk, config, revision=revision), tokenizer
 
 
 def assess(args: Args, model: Any, tokenizer: Any, test: Any, stage: str) -> Records:

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.contract import Failure, Reply
+from rewards.memory import Batches
 from rewards.precision import fp16_unsafe, half_precision
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class LocalModel:
     def __init__(self, model: str) -> None:
         import torch
         import xgrammar
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
@@ -72,27 +74,34 @@ class LocalModel:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._context: int = self._model.config.max_position_embeddings
         vocabulary = self._model.config.vocab_size
-        stops = self._model.generation_config.eos_token_id or self._tokenizer.eos_token_id
-        self._stops: list[int] = stops if isinstance(stops, list) else [stops]
+        stops = self._model.generation_config.eos_token_id
+        ends = {*(stops if isinstance(stops, list) else [stops]), self._tokenizer.eos_token_id} - {None}
+        self._stops: list[int] = sorted(ends)
+        self._model.generation_config = GenerationConfig()  # greedy, whatever penalties the folder asks for
         self._compiler = xgrammar.GrammarCompiler(
             xgrammar.TokenizerInfo.from_huggingface(self._tokenizer, vocab_size=vocabulary, stop_token_ids=self._stops)
         )
         self.name = f"local {_identity(model)}"
         self._waiting: deque[_Job] = deque()
         self._engine = threading.Lock()
+        self._batches = Batches(BATCH)
 
     def reply(self, prompt: str, schema: "type[BaseModel]") -> Reply:
-        messages = [{"role": "user", "content": prompt}]
-        ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        if len(ids) >= self._context:
-            raise Failure(f"a prompt of {len(ids):,} tokens does not fit the {self._context:,} of {self.name}")
-        wanted = json.dumps(bounded(schema.model_json_schema()))
-        job = _Job(ids, self._compiler.compile_json_schema(wanted, any_whitespace=False))
+        job = self.job(prompt, schema)
         self._waiting.append(job)
         with self._engine:  # whoever gets it answers for all who wait
             while not job.reply.done():
                 self._answer(self._gather())
         return job.reply.result()
+
+    def job(self, prompt: str, schema: "type[BaseModel]") -> _Job:
+        """A request that nobody has answered yet; Failure where the prompt does not fit."""
+        messages = [{"role": "user", "content": prompt}]
+        ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        if len(ids) >= self._context:
+            raise Failure(f"a prompt of {len(ids):,} tokens does not fit the {self._context:,} of {self.name}")
+        wanted = json.dumps(bounded(schema.model_json_schema()))
+        return _Job(ids, self._compiler.compile_json_schema(wanted, any_whitespace=False))
 
     def _gather(self) -> list[_Job]:
         while (waiting := len(self._waiting)) < BATCH:
@@ -103,7 +112,7 @@ class LocalModel:
 
     def _answer(self, jobs: list[_Job]) -> None:
         try:
-            for job, ids in zip(jobs, self._generate(jobs), strict=True):
+            for job, ids in zip(jobs, self._batches.run(self._generate, jobs), strict=True):
                 if ids[-1] in self._stops:
                     text = self._tokenizer.decode(ids, skip_special_tokens=True)
                     job.reply.set_result(Reply(text, len(job.ids), len(ids)))
@@ -114,7 +123,7 @@ class LocalModel:
                 if not job.reply.done():
                     job.reply.set_exception(error)
 
-    def _generate(self, jobs: list[_Job]) -> list[list[int]]:
+    def _generate(self, jobs: Sequence[_Job]) -> list[list[int]]:
         """The tokens of every reply, up to its end token where it has one."""
         import torch
         from xgrammar.contrib.hf import LogitsProcessor

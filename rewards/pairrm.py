@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.contract import Completion, Messages, Prefer, Reward
+from rewards.memory import Batches
 from rewards.tags import completion_text
 
 SOURCE = "llm-blender/PairRM-hf"
@@ -206,14 +207,17 @@ class Judge:
             if not batches or (len(batches[-1]) + 1) * len(row) > BATCH_TOKENS:
                 batches.append([])
             batches[-1].append(row)
-        logits: dict[tuple[int, ...], float] = {}
-        for batch in batches:
+
+        def read(batch: Sequence[tuple[int, ...]]) -> list[float]:
             # As long as the longest row: published are 2,048, of which columns of nothing but padding are dropped.
             padded = self.tokenizer.pad({"input_ids": [list(row) for row in batch]}, return_tensors="pt")
             padded = padded.to(self.model.device)
             with torch.inference_mode():
-                found = self.model(padded["input_ids"], padded["attention_mask"])
-            logits.update(zip(batch, found.tolist(), strict=True))
+                return self.model(padded["input_ids"], padded["attention_mask"]).tolist()
+
+        logits: dict[tuple[int, ...], float] = {}
+        for batch in batches:
+            logits.update(zip(batch, Batches(len(batch)).run(read, batch), strict=True))
         return [logits[row] for row in rows]
 
     def encode(self, prompt: str | Messages, first: str, second: str) -> list[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.contract import Completion, Messages, Prefer, Reward
+from rewards.memory import Batches
 from rewards.precision import fp16_unsafe, half_precision
 from rewards.tags import completion_text
 
@@ -248,16 +249,15 @@ def _score(
 
     chats = [[*prompt, {"role": "assistant", "content": text}] for prompt, text in zip(prompts, responses, strict=True)]
     rows = [ids[:max_length] for ids in tokenizer.apply_chat_template(chats, return_dict=False)]
-    rewards = [math.nan] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
+
+    def rate(batch: Sequence[int]) -> list[float]:
         padded = tokenizer.pad({"input_ids": [rows[i] for i in batch]}, padding_side="right", return_tensors="pt")
         with torch.inference_mode():
-            found = read(padded)
-        for index, reward in zip(batch, found.float().tolist(), strict=True):
-            rewards[index] = reward
-    return rewards
+            return read(padded).float().tolist()
+
+    found = dict(zip(order, Batches(BATCH).run(rate, order), strict=True))
+    return [found[index] for index in range(len(rows))]
 
 
 def _head(weight: Any) -> Any:

@@ -29,8 +29,9 @@ import trl  # noqa: E402
 from unsloth.models._utils import patch_gradient_accumulation_fix  # noqa: E402  called where it loads a model
 
 from eval.sampling import Completion  # noqa: E402
-from recipes import gsm8k_grpo  # noqa: E402
-from recipes.common import grpo, machine  # noqa: E402
+from recipes import arc_sft, gsm8k_grpo  # noqa: E402
+from recipes.common import adapters, grpo, machine, models  # noqa: E402
+from recipes.common.model_table import MODELS  # noqa: E402
 from recipes.common.ppo import PPOConfig, PPOTrainer  # noqa: E402
 from recipes.common.run import Run  # noqa: E402
 from recipes.common.stand_ins.tiny import tiny_folder  # noqa: E402
@@ -63,7 +64,8 @@ def plain_fields(config: Any) -> dict[str, Any]:
 
 def warm_start_config(args: Any, run: Run) -> Any:
     trainer, trl.SFTTrainer = trl.SFTTrainer, Stop
-    policy = SimpleNamespace(model=None, tokenizer=None, rollouts=SimpleNamespace(max_length=512))
+    rollouts = SimpleNamespace(max_length=512)
+    policy = SimpleNamespace(model=None, tokenizer=None, rollouts=rollouts, fitting=lambda rows: rows)
     try:
         grpo.warm_start(args, run, policy, lambda limit: None, lambda stage: [])
     except WarmStart as built:
@@ -150,6 +152,35 @@ def updates() -> list[dict[str, Any]]:
     return trainer.state.log_history[:2]
 
 
+def prompt_learning(adapter: Any) -> list[float]:
+    """Losses of three steps of SFT with the settings that a recipe has on a GPU, but for its precision and its
+    optimiser."""
+    args = replace(
+        arc_sft.Args(), model=str(tiny_folder()), adapter=adapter, output_dir="runs", max_steps=3, virtual_tokens=4
+    )
+    run = Run.open(f"{adapter}_sft", args, correct=None, format=None)
+    machine.has_gpu = lambda: False  # where weights are put
+    model, tokenizer = adapters.load(args, run.spec)
+    machine.has_gpu = lambda: True
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "How many? " * length}],
+            "completion": [{"role": "assistant", "content": "B"}],
+        }
+        for length in (1, 9, 3, 7)
+    ]
+    config = trl.SFTConfig(
+        **run.trainer_settings("sft") | {"bf16": False, "save_strategy": "no"},
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        completion_only_loss=True,
+    )
+    trainer = adapters.trainer(args, model, tokenizer, datasets.Dataset.from_list(rows), config)
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
 if __name__ == "__main__":
     found: dict[str, Any] = {
         name: compare(name, where, build) for name, where, build in configs(json.loads(sys.argv[1]))
@@ -157,5 +188,7 @@ if __name__ == "__main__":
     stock = updates()
     patch_gradient_accumulation_fix(transformers.Trainer)
     replaced = [name for name, value in vars(transformers.Trainer).items() if "_unsloth" in str(value)]
+    found["sources"] = {alias: models.open_source(spec, load_in_4bit=False) for alias, spec in MODELS.items()}
+    found["prompt learning"] = {adapter: prompt_learning(adapter) for adapter in adapters.PROMPT_LEARNING}
     found["PPOTrainer"] = {"replaced": replaced, "stock": stock, "rewritten": updates()}
     print("\n" + json.dumps(found))

@@ -7,6 +7,7 @@ is our own and nobody rewrites it, but its trainer inherits methods that Unsloth
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from recipes.common.adapters import PROMPT_LEARNING
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,3 +101,21 @@ def test_ppo_makes_the_same_updates_on_what_unsloth_makes_of_the_trainer(configs
     assert {"get_batch_samples", "training_step"} <= set(found["replaced"])
     assert [(line["step"], line["minibatches"]) for line in found["stock"]] == [(1, 6), (2, 6)]
     assert found["rewritten"] == found["stock"]
+
+
+def test_prompt_learning_trains_with_the_settings_of_a_gpu(configs: Any) -> None:
+    """Gradient checkpointing, which is on there, drops the past key values that prefix tuning trains: its first step
+    raised "The size of tensor a (165) must match the size of tensor b (169)"."""
+    assert {adapter: len(losses) for adapter, losses in configs["prompt learning"].items()} == {
+        adapter: 3 for adapter in PROMPT_LEARNING
+    }
+    for losses in configs["prompt learning"].values():
+        assert all(map(math.isfinite, losses)) and losses[2] < losses[1] < losses[0]
+
+
+def test_what_is_loaded_without_unsloth_asks_for_no_account(configs: Any) -> None:
+    """Unsloth 2026.10.9 has open copies in 16 bits of all that is gated, and loads these instead of the originals."""
+    sources = {alias: source for alias, (source, _) in configs["sources"].items()}
+    assert sources["llama-3.2-3b"] == "unsloth/Llama-3.2-3B-Instruct"
+    own = {alias for alias, source in sources.items() if not source.startswith("unsloth/")}
+    assert own == {"opt-1.3b", "smollm2-135m"}

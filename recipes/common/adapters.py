@@ -14,11 +14,13 @@ The last three are stock-loaded because Unsloth's patched forward takes neither 
 Imports torch, so recipes call `load` inside functions, before they import trl.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from data.prompts import leave_out_long
 from eval.likelihood import completion_nll
 from eval.methods import Adapter
 from eval.results import Records
@@ -72,8 +74,10 @@ def assessment(
 ) -> Callable[..., Any]:
     """`evaluate` of held-out rows, but for its stage: a greedy completion of each, and the loss of its gold one.
 
-    Stage "before" is the model without its adapter. `extra` takes the place of the loss alone.
+    Rows whose prompt leaves no room for `max_tokens` in `--max-length` are left out of every stage, and a line says how
+    many. Stage "before" is the model without its adapter. `extra` takes the place of the loss alone.
     """
+    test = leave_out_long(test, tokenizer, args.max_length - max_tokens, flag="--max-length")
     sampler = ModelSampler(model, tokenizer)
     measure = extra or partial(completion_nll, model, tokenizer, max_length=args.max_length)
     assess = partial(
@@ -118,14 +122,16 @@ def _prompt_learning(args: SFTArgs, spec: ModelSpec) -> tuple[Any, Any]:
     )
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = models.weights_source(spec, load_in_4bit=False)
+    source, revision = models.open_source(spec, load_in_4bit=False)
     model = AutoModelForCausalLM.from_pretrained(
         source,
-        revision=spec.revision,
+        revision=revision,
         dtype=models.half_precision(spec),
         device_map="cuda" if machine.has_gpu() else None,
     )
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision)
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        model.register_forward_pre_hook(_number_tokens, with_kwargs=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     models.repair_tokenizer(tokenizer, spec)
     torch.manual_seed(args.seed)
     shared: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": args.virtual_tokens}
@@ -140,3 +146,16 @@ def _prompt_learning(args: SFTArgs, spec: ModelSpec) -> tuple[Any, Any]:
     repeated = PREFIX_TEXT * (1 + args.virtual_tokens // words)
     initialize_kv_prefix_from_text(model, tokenizer, text=repeated, use_chat_template=False)
     return model, tokenizer
+
+
+def _number_tokens(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Before a forward pass: give each token a position after those before it that are no padding, where nobody has.
+
+    PEFT (0.21.2) puts virtual tokens before the padding of a prompt padded on the left, and drops the positions that
+    would make up for it: how far a prompt stood from them depended on the longest one in its batch.
+    """
+    mask, given = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if given is None and mask is not None and mask.dim() == 2:
+        read = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
+        kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -read.shape[1] :]
+    return args, kwargs

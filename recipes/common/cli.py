@@ -17,6 +17,7 @@ from recipes.common.args import check_flags
 from recipes.common.clock import Terminated, ends_on_signals
 from recipes.common.machine import REPOSITORY, has_gpu, quiet_libraries
 from recipes.common.models import resolve
+from rewards.memory import is_out_of_memory
 
 # Flags by their old names, where these mean something else to users of TRL or to another recipe.
 RENAMED = {
@@ -24,6 +25,8 @@ RENAMED = {
     "--warmup-learning-rate": "--sft-learning-rate",
     "--judge": "--compare-with",
 }
+ROWS_AT_ONCE = "per_device_train_batch_size"
+LESS_MEMORY = ("max_completion_length", "max_length", "passage_tokens", "max_prompt_length", "num_generations")
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # safetensors passes the system's words on; torch finds its archive shorter than what it wrote.
 NO_SPACE_WORDS = ("No space left", "File too large", "file write failed", "unexpected pos")
@@ -68,7 +71,7 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
             number = stop.args[0] if isinstance(stop, Terminated) else signal.SIGINT
             sys.exit(_say(interrupted(number, smoke=args.smoke), 128 + number))
         except Exception as error:
-            sentence = explain(error)
+            sentence = explain(error) or out_of_memory(error, args)
             if sentence is None:
                 raise
             sys.exit(_say(sentence, 2))
@@ -153,6 +156,20 @@ def explain(error: Exception) -> str | None:
             "folder as --model"
         )
     return None
+
+
+def out_of_memory(error: Exception, args: Any) -> str | None:
+    """One sentence where memory ran out, naming the flags of `args` that ask for less; else None."""
+    if not is_out_of_memory(error):
+        return None
+    fewer = getattr(args, ROWS_AT_ONCE, 1) != 1
+    on = f"go on with --resume and {_flag(ROWS_AT_ONCE)} 1, or " if fewer else ""
+    lower = " or ".join(_flag(name) for name in LESS_MEMORY if hasattr(args, name))
+    return f"memory ran out: {on}start anew with a {f'lower {lower}' if lower else 'smaller --model'}"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _raised_by_us(error: Exception) -> bool:

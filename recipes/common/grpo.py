@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.prompts import leave_out_long
 from eval.sampling import evaluate
 from recipes.common import machine
 from recipes.common.args import GRPOArgs, PPOArgs
@@ -18,25 +19,36 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS = 8  # of a step of the warm start
+ROOM_FOR_PROMPTS = ("passage_tokens", "max_prompt_length")  # flags, of which a recipe has the one
 
 
 class Policy(NamedTuple):
-    """A model with a new adapter, its tokenizer, and the engine that rolls out and evaluates."""
+    """A model with a new adapter, its tokenizer, and the engine that rolls out and evaluates.
+
+    The engine has room for prompts of `max_prompt_length` tokens; `prompt_flag` is what gives it more.
+    """
 
     model: Any
     tokenizer: Any
     rollouts: Rollouts
+    max_prompt_length: int
+    prompt_flag: str
 
     @property
     def engine(self) -> str:
         """What rolls out: "vllm" or "model"."""
         return self.rollouts.engine
 
+    def fitting(self, rows: "Dataset") -> "Dataset":
+        """The rows whose prompts have room in the engine, as by `data.prompts.leave_out_long`."""
+        return leave_out_long(rows, self.tokenizer, self.max_prompt_length, flag=self.prompt_flag)
+
     def trainer(self, rewards: Iterable[Reward], config: Any, train: "Dataset") -> Any:
-        """TRL's `GRPOTrainer`, which rolls out through this policy's engine."""
+        """TRL's `GRPOTrainer`, which rolls out through this policy's engine, on the prompts that fit."""
         from trl import GRPOTrainer
 
-        trainer = GRPOTrainer(self.model, [*rewards], config, train_dataset=train, processing_class=self.tokenizer)
+        rows = self.fitting(train)
+        trainer = GRPOTrainer(self.model, [*rewards], config, train_dataset=rows, processing_class=self.tokenizer)
         self.rollouts.attach(trainer)
         return trainer
 
@@ -45,7 +57,9 @@ def load_policy(args: GRPOArgs | PPOArgs, spec: ModelSpec, *, max_prompt_length:
     """The policy, with room for prompts of `max_prompt_length` tokens and completions of `--max-completion-length`."""
     engine, longest = choose(args.rollouts, args.load_in_4bit), max_prompt_length + args.max_completion_length
     model, tokenizer = load(args, spec, max_seq_length=longest, engine=engine)
-    return Policy(model, tokenizer, Rollouts(engine, model, tokenizer, longest))
+    (name, *_) = [name for name in ROOM_FOR_PROMPTS if hasattr(args, name)]
+    flag = f"--{name.replace('_', '-')}"
+    return Policy(model, tokenizer, Rollouts(engine, model, tokenizer, longest), max_prompt_length, flag)
 
 
 def assessment(
@@ -57,11 +71,14 @@ def assessment(
     samples: int,
     temperature: float,
 ) -> Callable[..., Any]:
-    """`evaluate` of these held-out problems, but for its stage: greedily once and `samples` times at `temperature`."""
+    """`evaluate` of these held-out problems, but for its stage: greedily once and `samples` times at `temperature`.
+
+    Problems whose prompt does not fit are left out of every stage.
+    """
     return partial(
         evaluate,
         policy.rollouts.sampler,
-        test,
+        policy.fitting(test),
         [*rewards],
         [*rewards.values()],
         samples=samples,
@@ -97,7 +114,7 @@ def warm_start(
             max_length=policy.rollouts.max_length,
             completion_only_loss=True,
         )
-        rows = worked(limit=ROWS * args.sft_steps)
+        rows = policy.fitting(worked(limit=ROWS * args.sft_steps))
         trainer = SFTTrainer(policy.model, config, train_dataset=rows, processing_class=policy.tokenizer)
         audit(trainer, allow_unsupervised=args.allow_unsupervised, show_tokens=args.show_tokens)
         if not run.warm_up(trainer):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from eval.results import read_results
 from recipes.common import machine, resuming
 from recipes.common.model_table import default_alias
-from recipes.common.models import resolve, weights_source
+from recipes.common.models import open_source, resolve
 from recipes.common.stand_ins.smollm2 import cache_root
 from recipes.common.stand_ins.tiny import tiny_pairrm_folder
 from rewards import comparers
@@ -74,8 +74,9 @@ def _connect(args: Any, flag: str, name: str) -> Judge:
         if args.smoke:
             model = args.model  # which `cli.start` has set to the tiny one
         spec = resolve(model or ("qwen2.5-1.5b" if machine.has_gpu() else default_alias(gpu=False)))
-        model = weights_source(spec, load_in_4bit=False)
         import unsloth  # noqa: F401 - before transformers, which the judge brings and this patches
+
+        model, _ = open_source(spec, load_in_4bit=False)
     judge = llm_judge.connect(
         name,
         model=model,

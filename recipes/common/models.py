@@ -98,6 +98,20 @@ def folder_identity(folder: Path) -> dict[str, str]:
     return {path.name: fingerprint(path) for path in files}
 
 
+def open_source(spec: ModelSpec, load_in_4bit: bool) -> tuple[str, str | None]:
+    """What Unsloth loads where it is given `weights_source`, and the revision: for what is loaded without Unsloth.
+
+    On a GPU that is, of a gated model, Unsloth's copy, which asks for no account; a revision of the original is none of
+    the copy.
+    """
+    source = weights_source(spec, load_in_4bit)
+    if machine.has_gpu() and not load_in_4bit:
+        from unsloth.models.mapper import MAP_TO_UNSLOTH_16bit
+
+        source = MAP_TO_UNSLOTH_16bit.get(source.lower(), source)
+    return source, spec.revision if source == spec.hub_id else None
+
+
 def half_precision(spec: ModelSpec) -> str:
     """What `spec` trains in on this machine, as torch calls it: "bfloat16", "float16" or, where that is unsafe and
     there is no bfloat16, "float32"."""

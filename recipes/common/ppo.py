@@ -25,7 +25,6 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import entropy_from_logits, pad, selective_log_softmax, use_adapter
 
-from data.prompts import leave_out_long
 from eval.sampling import Completion, Sampler, evaluate
 from recipes.common.args import PPOArgs
 from recipes.common.callbacks import NotFinite
@@ -497,9 +496,8 @@ def prepare(
     """
     if args.start_from:
         freeze_reference(policy.model)
-    fits = partial(leave_out_long, tokenizer=policy.tokenizer, limit=args.max_prompt_length, flag="--max-prompt-length")
     refer = partial(add_references, args.pairrm_reference, policy.rollouts.sampler, args.max_completion_length)
-    train, test = fits(train), fits(test)
+    train, test = policy.fitting(train), policy.fitting(test)
     return refer(train, "train"), refer(test, "held out"), rated_by(policy.model)
 
 

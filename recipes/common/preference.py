@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from data.prompts import leave_out_long
 from eval.pairs import measure_pairs, token_kl
 from eval.sampling import evaluate
+from recipes.common import models
 from recipes.common.args import PreferenceArgs
+from recipes.common.model_table import ModelSpec
 from recipes.common.rollouts import Rollouts
 from recipes.common.run import Run
 from recipes.common.supervision import audit_pairs
@@ -27,6 +29,16 @@ if TYPE_CHECKING:
 # sound runs; what both fall by beyond it goes to answers that nobody has rated.
 FALL = 0.1
 PROBE = 8  # held-out pairs on which the KL is watched
+
+
+def load(args: PreferenceArgs, spec: ModelSpec, test: "Dataset") -> tuple[Any, Any, "Dataset"]:
+    """The model for rows of `--max-length` tokens, its tokenizer, and the held-out pairs that it can answer.
+
+    Those whose prompt leaves no room for `--max-completion-length` tokens are left out, and a line says how many.
+    """
+    model, tokenizer = models.load(args, spec, max_seq_length=args.max_length)
+    room = args.max_length - args.max_completion_length
+    return model, tokenizer, leave_out_long(test, tokenizer, room, flag="--max-length")
 
 
 def reference_name(start: str | None) -> str:

@@ -8,10 +8,11 @@ merged adapter before it generates. `model` is the trained model's own `generate
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from eval.sampling import ModelSampler, Sampler, VllmSampler
+from eval.sampling import ModelSampler, Sampler, VllmSampler, settle_generation
 from recipes.common import machine
 
 Choice = Literal["auto", "vllm", "model"]
@@ -47,8 +48,13 @@ class Rollouts:
     """The engine of a run: `sampler` for evaluation, `attach` to make a trainer use the same one."""
 
     def __init__(self, engine: Literal["vllm", "model"], model: Any, tokenizer: Any, max_length: int) -> None:
-        self.engine, self.max_length = engine, max_length
+        self.max_length = max_length
         self.colocated = None
+        self.stops = settle_generation(model, tokenizer)
+        if engine == "vllm" and machine.has_gpu() and getattr(model, "vllm_engine", None) is None:
+            print("Rollouts go through the model itself, since Unsloth loaded this model without vLLM on this card.")
+            engine = "model"
+        self.engine = engine
         if engine == "model":
             if not machine.has_gpu():
                 _generate_merged(model)
@@ -59,20 +65,24 @@ class Rollouts:
             self.sampler: Sampler = ModelSampler(model, tokenizer)
         elif machine.has_gpu():
             self.scratch = tempfile.TemporaryDirectory()
-            self.sampler = VllmSampler(model.vllm_engine, tokenizer, lambda: _unsloth_adapter(model, self.scratch.name))
+            bring_adapter = partial(_unsloth_adapter, model, self.scratch.name)
+            self.sampler = VllmSampler(model.vllm_engine, tokenizer, bring_adapter, self.stops)
         else:
             self.colocated = _cpu_engine(model, tokenizer, max_length)
-            self.sampler = VllmSampler(self.colocated.llm, tokenizer, self.colocated.sync_weights)
+            self.sampler = VllmSampler(self.colocated.llm, tokenizer, self.colocated.sync_weights, self.stops)
 
     def attach(self, trainer: Any) -> None:
         """Make a GRPOTrainer that was built without vLLM roll out through this run's CPU engine.
 
-        Built with `use_vllm=True` it would start a second engine. On a GPU Unsloth shares the engine itself.
+        Built with `use_vllm=True` it would start a second engine. On a GPU Unsloth shares the engine itself. Either
+        ends completions where the sampler does.
         """
         if self.colocated is not None:
             trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, self.colocated, -1
             self.colocated.temperature = trainer.temperature
             self.colocated.max_completion_length = trainer.max_completion_length
+        if (engine := getattr(trainer, "vllm_generation", None)) is not None:
+            engine.generation_kwargs = {**engine.generation_kwargs, "stop_token_ids": self.stops}
 
 
 def contiguous_head(model: Any) -> None:

@@ -40,6 +40,7 @@ from rewards.judge import Judge
 # These say where and how long to run, not what: they may differ when a run is resumed.
 NOT_CONFIGURATION = {
     *("output_dir", "resume", "max_hours", "push_to_hub", "run_name", "report_to", "save_steps", "show_tokens"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),  # how the same update fits into memory
 }
 FLAGS = 2  # which flags config.json is of: raise it when one changes its name or its meaning
 

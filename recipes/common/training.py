@@ -44,7 +44,8 @@ class Training:
             "bf16": half == "bfloat16",
             "fp16": half == "float16",
             "use_cpu": not machine.has_gpu(),  # plain TRL asks to be told; Unsloth sees it
-            "gradient_checkpointing": machine.has_gpu(),
+            # Computing activations again drops past key values, which are what prefix tuning trains.
+            "gradient_checkpointing": machine.has_gpu() and getattr(args, "adapter", None) != "prefix-tuning",
             "logging_steps": 1,
             "logging_nan_inf_filter": False,  # a loss of nan is to be seen: training stops there
             "save_strategy": "steps",

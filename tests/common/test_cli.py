@@ -320,3 +320,55 @@ def test_an_unknown_model_is_told_before_anything_is_read(
     with pytest.raises(SystemExit) as end:
         start(lambda args: pytest.fail("the recipe began"), monkeypatch, "--model", "smolm2-135m")
     assert end.value.code == 2 and "did you mean smollm2-135m" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Supervised(Args):
+    """Doc of what trains on rows."""
+
+    max_length: int = 512
+    batch_size: int = 8
+    per_device_train_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class OnPolicy(Args):
+    """Doc of what rolls out, its batches fixed."""
+
+    max_prompt_length: int = 256
+    max_completion_length: int = 64
+
+
+def out_of_memory() -> list[Exception]:
+    """By the card, by the CPU's allocator and by Python itself."""
+    import torch
+
+    return [torch.OutOfMemoryError("CUDA out of memory."), caught(torch.empty, 2**50), caught(bytearray, 2**60)]
+
+
+@pytest.mark.parametrize(
+    ("args", "remedy"),
+    [
+        (
+            Supervised(),
+            "go on with --resume and --per-device-train-batch-size 1, or start anew with a lower --max-length",
+        ),
+        (Supervised(per_device_train_batch_size=1), "start anew with a lower --max-length"),
+        (OnPolicy(), "start anew with a lower --max-completion-length or --max-prompt-length"),
+        (Args(), "start anew with a smaller --model"),
+    ],
+)
+def test_where_memory_runs_out_the_flags_to_lower_are_told(
+    args: Args, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error in out_of_memory():
+
+        def full(args: Args, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("sys.argv", ["recipe.py"])
+        with pytest.raises(SystemExit) as end:
+            cli.start(full, on_cpu=args, on_gpu=args, smoke={})
+        assert end.value.code == 2
+        assert capsys.readouterr().err == f"error: memory ran out: {remedy}\n"

@@ -22,7 +22,16 @@ from recipes.common.model_table import (
     Shape,
     default_alias,
 )
-from recipes.common.models import CONFIG, WEIGHTS, load, repair_tokenizer, resolve, start_from, weights_source
+from recipes.common.models import (
+    CONFIG,
+    WEIGHTS,
+    load,
+    open_source,
+    repair_tokenizer,
+    resolve,
+    start_from,
+    weights_source,
+)
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -132,6 +141,16 @@ def test_resolve_names_the_closest_aliases(name, hint):
     with pytest.raises(ValueError, match=r"^no model named .* folder with config\.json and safetensors$") as error:
         resolve(name)
     assert hint in str(error.value)
+
+
+def test_without_a_gpu_what_is_loaded_without_unsloth_is_the_original(tiny):
+    """As Unsloth does there; what it loads on a GPU is asked in its GPU path's test."""
+    assert open_source(MODELS["phi-4"], load_in_4bit=False) == ("microsoft/phi-4", None)
+    own = replace(resolve("somebody/a-model"), revision="abc")
+    assert open_source(own, load_in_4bit=False) == ("somebody/a-model", "abc")
+    copied = replace(MODELS["phi-4"], revision="abc")
+    assert open_source(copied, load_in_4bit=True) == ("unsloth/phi-4-unsloth-bnb-4bit", None)
+    assert open_source(resolve(str(tiny)), load_in_4bit=False) == (str(tiny), None)
 
 
 def test_weights_source():

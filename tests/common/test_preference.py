@@ -6,8 +6,17 @@ from typing import Any
 
 import pytest
 
+from recipes import ultrafeedback_dpo
 from recipes.common.args import AuditArgs
-from recipes.common.preference import check_and_watch, reference_name, reference_policy, rendered, switch_off_reference
+from recipes.common.models import resolve
+from recipes.common.preference import (
+    check_and_watch,
+    load,
+    reference_name,
+    reference_policy,
+    rendered,
+    switch_off_reference,
+)
 from recipes.common.stand_ins.tiny import CHATML
 from recipes.common.supervision import audit_pairs, split_row
 
@@ -210,3 +219,14 @@ def test_prompts_that_fill_the_limit_are_left_out_and_counted(
     trainer = preference_trainer("orpo", tokenizer, kept.to_list(), max_length=lengths[0] + 1)
     assert [len(response) for _, response in split_row(trainer.train_dataset[0], "labelled pair")] == [1, 1]
     assert len(rendered(rows(PAIRS), tokenizer, lengths[0])) == 1
+
+
+def test_held_out_prompts_without_room_for_an_answer_are_left_out(tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    """Unsloth's prefill breaks at a prompt that is longer than the model was loaded for, late in stage "before"."""
+    held_out = rows([pair("Well?"), pair("Well? " * 60), pair("Why?")])
+    args = replace(ultrafeedback_dpo.ON_CPU, model=str(tiny), max_length=64, max_completion_length=16)
+    _, _, kept = load(args, resolve(str(tiny)), held_out)
+    assert kept.to_list() == [held_out[0], held_out[2]]
+    assert "1 of 3 prompts are left out: longer than 48 tokens\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no prompt has at most 0 tokens: raise --max-length"):
+        load(replace(args, max_completion_length=64), resolve(str(tiny)), held_out)

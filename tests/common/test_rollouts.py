@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from data.prompts import math_messages
+from eval.sampling import ModelSampler
 from recipes.common import machine
 from recipes.common.callbacks import attach
 from recipes.common.rollouts import Rollouts, choose
@@ -60,6 +62,26 @@ def test_make_setup_vllm_is_advised_in_its_own_environment_alone(monkeypatch: py
         monkeypatch.setattr(sys, "prefix", str(prefix))
         assert ("make setup-vllm" in str(machine.vllm_fault())) == advice
     machine.vllm_fault.cache_clear()
+
+
+def test_where_unsloth_starts_no_engine_the_model_writes(
+    load_lora: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Unsloth drops vLLM by itself for some models and cards, and leaves no `vllm_engine`."""
+    monkeypatch.setattr(machine, "has_gpu", lambda: True)
+    model, tokenizer = load_lora(tiny)
+    rollouts = Rollouts("vllm", model, tokenizer, 64)
+    assert rollouts.engine == "model" and isinstance(rollouts.sampler, ModelSampler)
+    assert "without vLLM" in capsys.readouterr().out
+    assert len(rollouts.sampler.sample(PROMPTS[:2], **GREEDY)) == 2
+
+
+def test_a_trainers_engine_ends_completions_where_the_sampler_does(load_lora: Any, tiny: Path) -> None:
+    model, tokenizer = load_lora(tiny)
+    model.generation_config.eos_token_id = 7
+    engine = SimpleNamespace(generation_kwargs={"seed": 1})
+    Rollouts("model", model, tokenizer, 64).attach(SimpleNamespace(vllm_generation=engine))
+    assert engine.generation_kwargs == {"seed": 1, "stop_token_ids": sorted({7, tokenizer.eos_token_id})}
 
 
 @pytest.mark.skipif(machine.has_gpu(), reason="a GPU generates through Unsloth's own fast path")

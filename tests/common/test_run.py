@@ -192,6 +192,22 @@ def test_a_changed_configuration_is_refused_with_every_difference(tmp_path: Path
     assert str(run.folder) in str(refusal.value) and "max" not in str(refusal.value)
 
 
+def test_a_run_goes_on_with_fewer_rows_at_once(tmp_path: Path) -> None:
+    """What the sentence of a full memory advises: the update is the same."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Batched(Args):
+        batch_size: int = 8
+        per_device_train_batch_size: int | None = None
+        gradient_accumulation_steps: int | None = None
+
+    folder = open_run(tmp_path, args=Batched).folder
+    resumed = open_run(tmp_path, args=Batched, resume=True, per_device_train_batch_size=1)
+    assert resumed.folder == folder
+    with pytest.raises(ValueError, match="--batch-size 8 -> 4"):
+        open_run(tmp_path, args=Batched, resume=True, batch_size=4)
+
+
 def test_a_run_of_other_flags_is_not_resumed(tmp_path: Path) -> None:
     """Folders of before December 2026 do not say of which flags they are, and their --warmup-steps meant others."""
     run = open_run(tmp_path)

@@ -233,10 +233,10 @@ class Words:
         return {"input_ids": [0] * (len(text.split()) + add_special_tokens)}
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], *, add_generation_prompt: bool, return_dict: bool
-    ) -> list[int]:
+        self, chats: list[list[dict[str, str]]], *, add_generation_prompt: bool, return_dict: bool
+    ) -> list[list[int]]:
         assert add_generation_prompt and not return_dict
-        return [0] * (2 + sum(len(message["content"].split()) for message in messages))
+        return [[0] * (2 + sum(len(message["content"].split()) for message in chat)) for chat in chats]
 
 
 @pytest.mark.parametrize(("as_text", "template"), [(False, 2), (True, 0)])

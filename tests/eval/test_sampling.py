@@ -1,12 +1,24 @@
 """Sampling and grading: pairs that pair, batches that do not mix, and an engine that leaves no trace."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from eval.sampling import Completion, Messages, ModelSampler, evaluate, score
+from eval.sampling import (
+    Completion,
+    Messages,
+    ModelSampler,
+    VllmSampler,
+    _Draw,
+    evaluate,
+    rows_that_fit,
+    score,
+    settle_generation,
+)
 from rewards.qa import choice_reward
 
 QUESTIONS = ["a long question, longer than the others", "short?", "of middle length?"]
@@ -229,6 +241,155 @@ def test_sampling_leaves_no_trace(sampler: ModelSampler) -> None:
     texts(sampler)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(module.training for module in sampler.model.modules())
+
+
+@pytest.fixture(scope="module")
+def exact(tiny: Path, load_lora: Any) -> tuple[Any, Any]:
+    """In float32, where a row does not depend on its batch by rounding either."""
+    model, tokenizer = load_lora(tiny)
+    model.float()
+    model.config.dtype = "float32"  # Unsloth's generate casts to what the config says
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_runs_out_of_memory_twice_halves_twice_and_writes_the_same(
+    temperature: float, exact: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    prompts = PROMPTS * 3
+    expected = ModelSampler(*exact).sample(prompts, temperature=temperature, max_tokens=12, seed=1)
+    given: list[int] = []
+    generate = exact[0].generate
+
+    def small(**kwargs: Any) -> Any:
+        given.append(len(kwargs["input_ids"]))
+        if len(given) <= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(**kwargs)
+
+    monkeypatch.setattr(exact[0], "generate", small)
+    halved = ModelSampler(*exact)
+    assert halved.sample(prompts, temperature=temperature, max_tokens=12, seed=1) == expected
+    assert given == [9, 4, 2, 2, 2, 2, 1]
+    halved.sample(prompts[:3], temperature=temperature, max_tokens=1, seed=1)
+    assert given[7:] == [2, 1]  # what did not fit once is not tried again
+
+
+def test_a_failure_leaves_the_model_in_training(exact: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact[0], "generate", lambda **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        texts(ModelSampler(*exact))
+    assert all(module.training for module in exact[0].modules())
+
+
+def test_what_is_sampled_does_not_depend_on_the_batch(exact: tuple[Any, Any]) -> None:
+    together = texts(ModelSampler(*exact), PROMPTS * 2)
+    assert texts(ModelSampler(*exact, batch_size=1), PROMPTS * 2) == together
+    assert texts(ModelSampler(*exact), PROMPTS[1:] * 2, seed=2)[:2] == together[1:3]  # the i-th draws with seed + i
+    assert len({*together}) == 6
+
+
+def test_draws_are_those_of_the_softmax(unsloth: Any) -> None:
+    import torch
+
+    logits, n = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), 4000
+    for temperature in (0.5, 1.0):
+        draws = _Draw(temperature, list(range(n)), "cpu")(None, logits.repeat(n, 1)).argmax(-1)
+        shares = torch.bincount(draws, minlength=4) / n
+        # Four standard errors of a share of one half.
+        assert shares.tolist() == pytest.approx(torch.softmax(logits[0] / temperature, -1).tolist(), abs=0.032)
+
+
+FOLDERS_WISHES: dict[str, Any] = {
+    **{"repetition_penalty": 3.0, "no_repeat_ngram_size": 2, "num_beams": 2, "min_new_tokens": 9, "typical_p": 0.2},
+    **{"suppress_tokens": [*range(300, 900)], "min_p": 0.9, "temperature": 0.1, "do_sample": False, "top_k": 1},
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_recipe_decides_how_is_written_and_not_the_model_folder(temperature: float, exact: tuple[Any, Any]) -> None:
+    from transformers import GenerationConfig
+
+    expected = texts(ModelSampler(*exact), temperature=temperature)
+    exact[0].generation_config = GenerationConfig(**FOLDERS_WISHES, eos_token_id=[5, 6])
+    assert texts(ModelSampler(*exact), temperature=temperature) == expected
+    exact[0].generation_config = GenerationConfig(eos_token_id=exact[1].eos_token_id)
+
+
+def test_a_completion_ends_with_the_tokenizers_and_the_folders_end_tokens(exact: tuple[Any, Any]) -> None:
+    from transformers import GenerationConfig
+
+    model, tokenizer = exact
+    own = tokenizer.eos_token_id
+    for published, stops in ((None, [own]), (7, sorted({7, own})), ([7, 9, own], sorted({7, 9, own}))):
+        model.generation_config = GenerationConfig(eos_token_id=published)
+        sampler = ModelSampler(model, tokenizer)
+        assert sampler.stops == stops == model.generation_config.eos_token_id
+        assert ModelSampler(model, tokenizer).stops == stops  # of a later stage
+    assert sampler._completion([3, 9, 4]).ids == (3, 9) and not sampler._completion([3, 9, 4]).truncated
+    # The model itself stops there: whatever it writes first is made an end token.
+    model.generation_config = GenerationConfig()
+    (first,) = ModelSampler(model, tokenizer).sample(PROMPTS[:1], temperature=0.0, max_tokens=3, seed=1)
+    model.generation_config = GenerationConfig(eos_token_id=first.ids[0])
+    (short,) = ModelSampler(model, tokenizer).sample(PROMPTS[:1], temperature=0.0, max_tokens=3, seed=1)
+    assert short.ids == first.ids[:1] and (first.truncated, short.truncated) == (True, False)
+    model.generation_config = GenerationConfig(eos_token_id=own)
+
+
+def test_a_generation_config_that_cannot_be_saved_is_mended(tiny: Path, unsloth: Any, tmp_path: Path) -> None:
+    """transformers 5.17 loads a temperature without `do_sample`, as Hermes' and others' folders have, and refuses to
+    write it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    model.generation_config.temperature, model.generation_config.do_sample = 0.6, False
+    with pytest.raises(ValueError, match="temperature"):
+        model.save_pretrained(tmp_path)
+    settle_generation(model, AutoTokenizer.from_pretrained(tiny))
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_as_many_rows_as_free_memory_holds(unsloth: Any) -> None:
+    from transformers import MistralConfig
+
+    zephyr = MistralConfig(vocab_size=32_000)  # 32 layers of 8 key-value heads: 128 KiB a token
+    gib = 2**30
+    # 64 prompts of 512 tokens took 15.9 GiB of a card, weights in 4 bit (about 4) included.
+    assert [rows_that_fit(zephyr, 512, 256, free * gib) for free in (2, 5, 10, 20)] == [8, 16, 32, 64]
+    assert rows_that_fit(zephyr, 4096, 1024, gib) == rows_that_fit(zephyr, 512, 256, 0) == 1
+
+
+class Engine:
+    """What `VllmSampler` needs of vLLM, which does not run here: it writes the prompt's length."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, Any, Any]] = []
+
+    def generate(self, prompts: list[Any], params: Any, use_tqdm: bool, lora_request: Any) -> list[Any]:
+        self.calls.append((len(prompts), params, lora_request))
+        lengths = [len(prompt["prompt_token_ids"]) for prompt in prompts]
+        return [
+            SimpleNamespace(outputs=[SimpleNamespace(text=str(n), token_ids=[n], finish_reason="stop")])
+            for n in lengths
+        ]
+
+
+def test_vllm_gets_a_stage_at_once_and_the_adapter_once(
+    dataset: Any, exact: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
+    engine, synced = Engine(), iter("abcdef")
+    sampler = VllmSampler(engine, exact[1], lambda: next(synced), [2, 9])
+    records = run(sampler, dataset.select([0, 1, 2] * 50))
+    assert len(records) == 450 and records[0]["tokens"] == 1
+    assert [(n, params["temperature"], lora) for n, params, lora in engine.calls] == [(150, 0.0, "a"), (300, 0.5, "a")]
+    assert {tuple(params["stop_token_ids"]) for _, params, _ in engine.calls} == {(2, 9)}
+    sampler.sample(PROMPTS, temperature=1.0, max_tokens=3, seed=1)  # a rollout, after training moved the weights
+    sampler.sample(PROMPTS, temperature=1.0, max_tokens=3, seed=1)
+    assert [lora for _, _, lora in engine.calls[2:]] == ["b", "c"]
 
 
 def test_truncated_means_without_an_end(sampler: ModelSampler) -> None:

@@ -1,6 +1,7 @@
 """A judge in this process: whatever the model, its reply is JSON of the rubric's schema, and nothing else changes."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,8 @@ from rewards.contract import Failure, Reply
 from rewards.deepeval import answer_relevancy_reward, rag_correctness_reward, summarization_reward
 from rewards.evidently import evidently_correctness_reward
 from rewards.judge import Judge, connect
-from rewards.local_judge import MAX_CHARACTERS, MAX_ITEMS, LocalModel, bounded
+from rewards.local_judge import BATCH, MAX_CHARACTERS, MAX_ITEMS, LocalModel, bounded
+from rewards.memory import Batches
 
 PASSAGES = ["Paris\nParis is the capital of France.", "Berlin\nBerlin is not."]
 
@@ -100,6 +102,35 @@ class Everything(BaseModel):
     number: float
     kind: Literal["a", "b"]
     note: str = ""
+
+
+def test_replies_are_the_same_where_memory_runs_out(tiny, monkeypatch):
+    import torch
+
+    prompts, given, generate = ["Write.", "How many apples?", "Why?"], [], tiny._model.generate
+    alone = [tiny.reply(prompt, Everything) for prompt in prompts]
+
+    def small(**inputs):
+        given.append(len(inputs["input_ids"]))
+        if given[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(**inputs)
+
+    monkeypatch.setattr(tiny._model, "generate", small)
+    monkeypatch.setattr(tiny, "_batches", Batches(BATCH))
+    jobs = [tiny.job(prompt, Everything) for prompt in prompts]
+    tiny._answer(jobs)
+    assert [job.reply.result() for job in jobs] == alone and given[:2] == [3, 1]
+
+
+def test_a_judge_is_greedy_whatever_its_folder_asks_for(tmp_path):
+    shutil.copytree(tiny_folder(), tmp_path, dirs_exist_ok=True)
+    wishes = {"repetition_penalty": 5.0, "do_sample": True, "temperature": 9.0, "eos_token_id": 7}
+    (tmp_path / "generation_config.json").write_text(json.dumps(wishes))
+    judge = LocalModel(str(tmp_path))
+    config = judge._model.generation_config
+    assert config.repetition_penalty is None and config.temperature is None
+    assert judge._stops == sorted({7, judge._tokenizer.eos_token_id})
 
 
 def test_replies_are_bounded(tiny):

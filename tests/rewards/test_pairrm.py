@@ -39,6 +39,27 @@ def copy(folder: Path, to: Path, *without: str) -> Path:
     return to
 
 
+# What is read at once
+
+
+def test_logits_are_the_same_where_memory_runs_out(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    whole = judge.logits(PROMPTS, FIRST, SECOND)
+    given: list[int] = []
+    forward = judge.model.forward
+
+    def small(ids: Any, mask: Any) -> Any:
+        given.append(len(ids))
+        if given[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(ids, mask)
+
+    monkeypatch.setattr(judge.model, "forward", small)
+    assert judge.logits(PROMPTS, FIRST, SECOND) == pytest.approx(whole, rel=1e-4, abs=1e-5)
+    assert given == [4, 2, 1, 1, 1, 1]
+
+
 # The network
 
 

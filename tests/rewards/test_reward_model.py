@@ -122,6 +122,28 @@ def test_a_trunk_with_holes_is_refused(unsloth: Any, tiny: Path, tmp_path: Path)
         load_trunk(str(tmp_path), load_in_4bit=False)
 
 
+# What is read at once
+
+
+def test_scores_are_the_same_where_memory_runs_out(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    model, tokenizer = loaded
+    whole = score(model, tokenizer, PROMPTS, FIRST)
+    given: list[int] = []
+    forward = model.forward
+
+    def small(**inputs: Any) -> Any:
+        given.append(len(inputs["input_ids"]))
+        if given[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", small)
+    assert score(model, tokenizer, PROMPTS, FIRST) == pytest.approx(whole, **NEAR)
+    assert given == [5, 2, 1, 1, 1, 1, 1]
+
+
 # What is saved
 
 

@@ -30,7 +30,6 @@ from rewards.rag import exact_match_reward
 
 REWARDS: dict[Reward, float] = {exact_match_reward: 2.0, tags_reward: 0.5, structure_reward: 0.5}
 EVAL_SAMPLES, TEMPERATURE = 4, 1.0  # a question, beside the greedy one; the temperature of the rollouts too
-PROMPT_TOKENS = 208  # 67 in SmolLM2's vocabulary; in that of --smoke a whole worked example has 214
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,8 @@ class Args(GRPOArgs):
     sft_learning_rate: float = 2e-4
     prompts_per_step: int = 8  # 8 questions x 8 = 64 completions per update
     num_generations: int = 8
+    max_prompt_length: int = 208  # 67 in SmolLM2's vocabulary; in that of --smoke a whole worked example has 214
+    """Tokens; longer prompts are left out, and a line says how many"""
     max_completion_length: int = 256
     eval_problems: int = 10
 
@@ -94,7 +95,7 @@ def main(args: Args) -> None:
     train = weekdays.load("train", source=args.source)
     test = weekdays.load("test", source=args.source, limit=args.eval_problems)
     run = Run.open("weekdays_grpo", args, correct="exact_match_reward", format="structure_reward")
-    policy = load_policy(args, run.spec, max_prompt_length=PROMPT_TOKENS)
+    policy = load_policy(args, run.spec, max_prompt_length=args.max_prompt_length)
     assess = assessment(args, policy, test, REWARDS, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
     run.stage("before", assess)
     warm_start(args, run, policy, partial(weekdays.worked_examples, train), assess)
