@@ -71,6 +71,7 @@ UNITS = {
     "tokens": (1, ".0f", ""),
 }
 
+SMOKE = "A smoke run with a tiny random model: it shows that the path works, and its figures mean nothing"
 STOPPED = "stopped after step {made} of {planned}, and these numbers are of that model"  # by `--max-hours`
 NOTHING_TO_COMPARE = "fewer than two stages were measured, so there is nothing to compare"
 NEAR_ZERO = 0.1  # at this margin the odds of a pair are still 52.5 to 47.5 (Bradley-Terry)
@@ -99,7 +100,7 @@ def write_report(path: Path, results: Results, metrics: Sequence[MetricsLine], c
     page = page_template("report.html.j2").render(
         **_shared(results),
         warnings=list(dict.fromkeys((line["step"], line["warning"]) for line in metrics if line.get("warning"))),
-        reasons=_reasons(results, metrics),
+        reasons=[] if results["args"].get("smoke") else _reasons(results, metrics),
         trained=trained,
         charts=_charts(results, metrics),
         problems=problems,
@@ -291,6 +292,7 @@ def _shared(results: Results) -> dict[str, Any]:
         "results": results,
         "verdict": verdict(whole, trained=_trained(results)) if whole else NOTHING_TO_COMPARE,
         "parts": [(_credit(results, pair), verdict(pair, trained=_trained(results))) for pair in _parts(results)],
+        "smoke": SMOKE if results["args"].get("smoke") else "",
         "unfinished": STOPPED.format(**results["steps"]) if results["steps"] and not results["complete"] else "",
         "win_rate": describe(results["win_rate"]) if results["win_rate"] else "",
         "training": _training(results),

@@ -50,7 +50,7 @@ class RunArgs:
     push_to_hub: str | None = None
     """Repository (name or org/name) to upload the adapter of the complete run to, private where it is new"""
     smoke: bool = False
-    """Walk the whole path in seconds with tiny random models; its figures mean nothing"""
+    """Walk the whole path in a minute, with tiny random models; its figures mean nothing"""
 
     def on_cpu(self, **changes: Any) -> Self:
         """These arguments without a GPU: the embedded model, in 16 bits, on our own rows, and `changes`."""

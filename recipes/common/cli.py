@@ -36,7 +36,7 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
     """Parse the command line and run `main`; exits with 2 on a user's mistake, with 130 on Ctrl-C, and as Unix has it
     on SIGTERM (143) and SIGHUP (129), which save a checkpoint first.
 
-    `on_cpu` and `on_gpu` are the defaults without and with a GPU. With `--smoke`, our own rows, few of them held out,
+    `on_cpu` and `on_gpu` are the defaults without and with a GPU. With `--smoke`, few rows, and none of the hub's,
     and `smoke` override what was given, and the run is stopped in each phase and resumed, so that the whole path is
     walked.
     """
@@ -48,11 +48,18 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
     described = sys.modules[main.__module__].__doc__
     args = tyro.cli(type(defaults), default=defaults, description=described, registry=_flags())
     if args.smoke:
-        print("Smoke run: a tiny random model starts, is stopped in each phase and resumed; its figures mean nothing.")
+        source = getattr(args, "source", "hub")
+        rows = "rows of our own" if source in ("hub", "sample") else source
+        print(
+            f"Smoke run: on {rows}, a tiny random model in place of {args.model} trains for a few steps, is stopped on"
+        )
+        print("purpose in each phase and resumed, in a minute or so; its figures mean nothing.", flush=True)
     elif not has_gpu():
         took = re.findall(r"\b\d+ min\b", sys.modules[main.__module__].__doc__ or "")
         like = f" The run that --help tells of took {took[-1]}." if took else ""
-        print(f"No GPU found: training {args.model} on the CPU.{like}")
+        if args.model != on_cpu.model:
+            like = " Models of a billion parameters and more take hours there: on Colab and Kaggle choose a T4."
+        print(f"No GPU found: training {args.model} on the CPU.{like}", flush=True)
     quiet_libraries()
     with ends_on_signals():
         try:
@@ -65,6 +72,7 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
                 main(dataclasses.replace(first, resume=False))
                 main(dataclasses.replace(first, resume=True))
                 main(dataclasses.replace(first, resume=True, max_hours=None))
+                print("Smoke run passed: the whole path was walked, stopped and resumed.")
             else:
                 main(args)
         except KeyboardInterrupt as stop:
@@ -115,9 +123,11 @@ def interrupted(number: int, *, smoke: bool = False) -> str:
 
 
 def smoke_args(args: Any, smoke: dict[str, Any]) -> Any:
-    """`args` with our own rows, eight held out, rollouts of the model itself, nothing sent anywhere, and `smoke`
-    over it all."""
-    given = {"source": "sample", "rollouts": "model", "report_to": "none", "push_to_hub": None}
+    """`args` with their rows, or our own where theirs are the hub's, eight held out, rollouts of the model itself,
+    nothing sent anywhere, and `smoke` over it all."""
+    given = {"rollouts": "model", "report_to": "none", "push_to_hub": None}
+    if getattr(args, "source", None) == "hub":
+        given["source"] = "sample"
     small = given | {name: 8 for name in vars(args) if name.startswith("eval_")}
     return dataclasses.replace(args, **{name: value for name, value in small.items() if name in vars(args)} | smoke)
 

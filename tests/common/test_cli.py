@@ -250,9 +250,13 @@ def test_a_name_that_is_too_long_is_one_sentence(
     assert "too long" in said
 
 
-def test_smoke_stops_in_each_phase_and_resumes(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+def test_smoke_stops_in_each_phase_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sessions: list[Args] = []
     start(lambda args: sessions.append(args), monkeypatch, "--smoke", "--model", "phi-4")
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert "in place of phi-4" in first and "rows of our own" in first and last.startswith("Smoke run passed")
     assert [(args.resume, args.max_hours) for args in sessions] == [(False, 0.0), (True, 0.0), (True, None)]
     assert {args.model for args in sessions} == {str(tiny)}
 
@@ -283,6 +287,7 @@ def test_smoke_is_small_whatever_was_given(monkeypatch: pytest.MonkeyPatch, tiny
     given = ("--source", "hub", "--rollouts", "vllm", "--eval-pairs", "99", "--max-steps", "99")
     args = smoke({"max_steps": 2}, *given)
     assert (args.source, args.rollouts, args.eval_pairs, args.max_steps) == ("sample", "model", 8, 2)
+    assert smoke({}, "--source", "mine.jsonl").source == "mine.jsonl"  # a file is tried out with it
     assert smoke({"eval_pairs": 4, "source": "rows.jsonl"}).eval_pairs == 4
     assert smoke({"eval_pairs": 4, "source": "rows.jsonl"}).source == "rows.jsonl"
 

@@ -692,6 +692,15 @@ def test_problems_gained_and_lost_take_turns_and_unchanged_ones_fill_up() -> Non
     assert how.endswith("(3 never, 1 always solved).")
 
 
+def test_a_smoke_run_says_that_its_figures_mean_nothing(tmp_path: Path) -> None:
+    results, completions = run(*STUCK)
+    results["args"]["smoke"] = True
+    text = report(tmp_path, results, [], completions).text
+    assert "A smoke run with a tiny random model" in text and "may explain" not in text
+    write_model_card(tmp_path / "README.md", results)
+    assert "**A smoke run with a tiny random model" in (tmp_path / "README.md").read_text()
+
+
 def test_a_run_that_stopped_early_says_so(tmp_path: Path) -> None:
     results, completions = run(*LEARNED, complete=False, steps={"made": 12, "planned": 40})
     said = "stopped after step 12 of 40"
