@@ -28,7 +28,7 @@ from recipes.common.grpo import assessment, load_policy, warm_start
 from recipes.common.run import Run
 from rewards.contract import Reward
 from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
-from rewards.numeric import correctness_reward
+from rewards.numeric import correctness_reward, lenient_correctness_reward
 
 # Correctness outweighs all of the format together, 2 against 1.5: a right answer beats the neatest wrong one.
 REWARDS: dict[Reward, float] = {
@@ -38,6 +38,7 @@ REWARDS: dict[Reward, float] = {
     multiline_reward: 0.25,
     steps_reward: 0.25,
 }
+LENIENT: dict[Reward, float] = {lenient_correctness_reward: 0.0}  # measured, not paid: tells the task from the form
 EVAL_SAMPLES = 4  # per problem, beside the greedy completion
 TEMPERATURE = 1.0  # of rollouts and of the sampled evaluation: what GRPO optimises is what is measured
 
@@ -106,9 +107,10 @@ def grpo_config(args: Args, run: Run, engine: str) -> object:
 def main(args: Args) -> None:
     train = gsm8k.load("train", source=args.source)
     test = gsm8k.load("test", source=args.source, limit=args.eval_problems)
-    run = Run.open("gsm8k_grpo", args, correct="correctness_reward", format="structure_reward")
+    beside = ["lenient_correctness_reward"]
+    run = Run.open("gsm8k_grpo", args, correct="correctness_reward", format="structure_reward", beside=beside)
     policy = load_policy(args, run.spec, max_prompt_length=args.max_prompt_length)
-    assess = assessment(args, policy, test, REWARDS, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
+    assess = assessment(args, policy, test, REWARDS | LENIENT, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
     run.stage("before", assess)
     warm_start(args, run, policy, partial(gsm8k.worked_examples, train), assess)
     run.train(policy.trainer(REWARDS, grpo_config(args, run, policy.engine), train), then=assess)

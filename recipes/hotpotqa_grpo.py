@@ -35,7 +35,7 @@ from rewards.deepeval import answer_relevancy_reward, rag_correctness_reward, su
 from rewards.evidently import evidently_correctness_reward
 from rewards.format import multiline_reward, steps_reward, structure_reward, tags_reward
 from rewards.qa import HOTPOTQA, answer_rewards
-from rewards.rag import citation_reward
+from rewards.rag import citation_reward, lenient_match_reward
 from rewards.tags import answer_text
 
 # F1 pays "yes" and "no" in full or not at all, as the official script does.
@@ -57,7 +57,13 @@ JUDGED = {
     answer_relevancy_reward: 0.25,
     summarization_reward: 0.25,
 }
-BESIDE = ["f1_reward", "citation_reward", *(make.__name__ for make in JUDGED)]  # told beside exact match
+LENIENT: dict[Reward, float] = {lenient_match_reward: 0.0}  # measured, not paid: tells the task from the form
+BESIDE = [
+    "lenient_match_reward",
+    "f1_reward",
+    "citation_reward",
+    *(make.__name__ for make in JUDGED),
+]  # told beside exact match
 EVAL_SAMPLES, TEMPERATURE = 1, 1.0  # a question, beside the greedy one; the temperature of the rollouts too
 QUESTION_TOKENS = 256  # system prompt, question and chat template; HotpotQA's longest question has about 150
 
@@ -134,7 +140,7 @@ def main(args: Args) -> None:
     run = Run.open("hotpotqa_grpo", args, **judged_by)
     policy = load_policy(args, run.spec, max_prompt_length=args.passage_tokens + QUESTION_TOKENS)
     train, test = with_passages(train, test, tokenizer=policy.tokenizer, budget=args.passage_tokens, numbered=True)
-    assess = assessment(args, policy, test, rewards, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
+    assess = assessment(args, policy, test, rewards | LENIENT, samples=EVAL_SAMPLES, temperature=TEMPERATURE)
     run.stage("before", assess)
     warm_start(args, run, policy, partial(worked_examples, train), assess)
     run.train(policy.trainer(rewards, grpo_config(args, run, policy.engine, [*rewards.values()]), train), then=assess)

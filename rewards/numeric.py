@@ -24,9 +24,11 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from rewards.contract import Completion
-from rewards.tags import answer_text
+from rewards.tags import answer_text, completion_text
 
 MAX_CHARACTERS = 100
+LAST_CHARACTERS = 1000
+_TAG = re.compile(r"</?[a-z]{1,20}>")
 
 
 class Number(NamedTuple):
@@ -134,13 +136,26 @@ def extract_number(text: str) -> Number | None:
     number = _NUMBER.search(text)
     if number is None:
         return None
-    sign, inner_sign, digits, percent = number.groups()
-    if sign and inner_sign:
-        return None
     before, after = text[: number.start()], text[number.end() :]
     if (before or after) and not _leaves_alone(before, after):
         return None
+    return _value(number)
 
+
+def last_number(text: str) -> Number | None:
+    """The last number in `text`, whatever stands around it; None where there is none in its last 1,000 characters.
+
+    >>> last_number("3 or 5, so <answer>she has 5 eggs</answer>")
+    Number(value=5, percent=False)
+    """
+    numbers = list(_NUMBER.finditer(plain(_TAG.sub(" ", text[-LAST_CHARACTERS:]))))
+    return _value(numbers[-1]) if numbers else None
+
+
+def _value(number: re.Match[str]) -> Number | None:
+    sign, inner_sign, digits, percent = number.groups()
+    if sign and inner_sign:
+        return None
     digits, slash, denominator = digits.replace(",", "").partition("/")
     if slash:
         value = Fraction(int(digits), int(denominator)) if int(denominator) else 0
@@ -157,10 +172,12 @@ def grade_number(prediction: str, gold: str) -> float | None:
     >>> grade_number("-$1,080.00", "-1080"), grade_number("3 or 5", "5"), grade_number("5", "unknown")
     (1.0, 0.0, None)
     """
-    expected = extract_number(gold)
+    return _same(extract_number(prediction), extract_number(gold))
+
+
+def _same(stated: Number | None, expected: Number | None) -> float | None:
     if expected is None:
         return None
-    stated = extract_number(prediction)
     if stated is None or stated.value != expected.value:
         return 0.0
     return 1.0 if expected.percent or not stated.percent else 0.0
@@ -178,3 +195,18 @@ def correctness_reward(
     [1.0, 0.0]
     """
     return [grade_number(answer_text(c), gold) for c, gold in zip(completions, answer, strict=True)]
+
+
+def lenient_correctness_reward(
+    completions: Sequence[Completion], answer: Sequence[str], **kwargs: object
+) -> list[float | None]:
+    """The last number of a completion, wherever it stands, against the gold column `answer`. Range {0, 1}, or None.
+
+    A measure beside `correctness_reward`, which asks for the form too: the two together tell whether a model learned
+    the task or the form. It pays guesses and hedges, so nothing should be trained on it. None: the gold cannot be read.
+
+    >>> lenient_correctness_reward(["9 * 2 is 18.", "18 or 20", "none"], answer=["18", "18", "18"])
+    [1.0, 0.0, 0.0]
+    """
+    texts = [completion_text(completion) for completion in completions]
+    return [_same(last_number(text), extract_number(gold)) for text, gold in zip(texts, answer, strict=True)]

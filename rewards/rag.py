@@ -9,10 +9,11 @@ import re
 from collections.abc import Sequence
 
 from rewards.contract import Completion
-from rewards.qa import exact_match, token_f1
+from rewards.qa import exact_match, normalise, token_f1
 from rewards.tags import answer_text, completion_text, parse
 
 # "[2]", and "[1, 2]" as models write it; ASCII digits only. No prompt shows a thousand passages.
+_TAG = re.compile(r"</?[a-z]{1,20}>")
 _CITATION = re.compile(r"\[([0-9]{1,3}(?:, ?[0-9]{1,3})*+)\]")
 
 
@@ -78,3 +79,28 @@ def citation_reward(
     """
     parsed = [parse(completion_text(completion)) for completion in completions]
     return [grade_citations(cited(p.reasoning) if p else set(), own) for p, own in zip(parsed, supporting, strict=True)]
+
+
+def lenient_match_reward(
+    completions: Sequence[Completion], aliases: Sequence[Sequence[str]], **kwargs: object
+) -> list[float | None]:
+    """Whether one of `aliases` stands in the last line of a completion, as whole words. Range {0, 1}, or None.
+
+    A measure beside `exact_match_reward`, which asks for the form too: the two together tell whether a model learned
+    the task or the form. It pays for listing guesses, so nothing should be trained on it. The last line is the last one
+    with a letter or digit, tags left out; of a completion that parses, of its answer block. None: as
+    `exact_match_reward`.
+
+    >>> lenient_match_reward(["It is a band.\\nSo it was The Beatles, I think.", "A band."], [["Beatles"]] * 2)
+    [1.0, 0.0]
+    """
+    graded: list[float | None] = []
+    for completion, golds in zip(completions, aliases, strict=True):
+        wanted = [words for gold in golds if (words := normalise(gold))]
+        lines = [
+            normalise(line)
+            for line in _TAG.sub("\n", answer_text(completion) or completion_text(completion)).split("\n")
+        ]
+        last = next((line for line in reversed(lines) if line), "")
+        graded.append(float(any(f" {words} " in f" {last} " for words in wanted)) if wanted else None)
+    return graded

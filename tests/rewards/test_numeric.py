@@ -1,4 +1,5 @@
 import doctest
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 
@@ -7,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import numeric
-from rewards.numeric import MAX_CHARACTERS, Number, correctness_reward, extract_number, grade_number
+from rewards.numeric import (
+    MAX_CHARACTERS,
+    Number,
+    correctness_reward,
+    extract_number,
+    grade_number,
+    lenient_correctness_reward,
+)
 from rewards.tags import render
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=100)
@@ -174,3 +182,30 @@ def test_a_callers_bug_is_not_swallowed() -> None:
         correctness_reward([render("12 + 6", "18")] * 2, answer=["18"])
     with pytest.raises(AttributeError):
         correctness_reward([render("12 + 6", "18")], answer=[18])  # type: ignore[list-item]
+
+
+# The lenient measure beside it
+
+
+@pytest.mark.parametrize(
+    ("text", "solved"),
+    [
+        ("9 * 2 = 18", 1.0),
+        ("<reasoning>\n20 - 2\n</reasoning>\n<answer>\n18\n</answer>", 1.0),
+        ("<answer>18</answer", 1.0),  # cut off, so that it does not parse
+        ("The answer is \\boxed{18}.", 1.0),
+        ("18 of 20", 0.0),  # the last one counts
+        ("eighteen", 0.0),
+        ("x18", 0.0),
+        ("", 0.0),
+        ("18" + " and so on" * 200, 0.0),  # too far from its end
+    ],
+)
+def test_the_last_number_is_graded_wherever_it_stands(text: str, solved: float) -> None:
+    assert lenient_correctness_reward([text], answer=["18"]) == [solved]
+    assert lenient_correctness_reward([text], answer=["?"]) == [None]
+
+
+def test_the_last_number_of_a_hostile_text_is_found_quickly(is_fast: Callable[[Callable[[], object]], bool]) -> None:
+    for text in ("$" * 100_000, "<a>" * 50_000, "1," * 50_000, "\\frac{1}" * 20_000, "- " * 50_000):
+        assert is_fast(lambda text=text: lenient_correctness_reward([text], answer=["18"])), text[:9]

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import qa, rag
-from rewards.rag import citation_reward, cited, exact_match_reward, f1_reward, grade_citations
+from rewards.rag import (
+    citation_reward,
+    cited,
+    exact_match_reward,
+    f1_reward,
+    grade_citations,
+    lenient_match_reward,
+)
 from rewards.tags import render
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=100)
@@ -129,3 +136,22 @@ def test_hostile_text_costs_little(piece: str, is_fast: Any) -> None:
     flood = (piece * 100_000)[:100_000]
     assert is_fast(lambda: cited(flood))
     assert is_fast(lambda: cited("[" + "1," * 50_000))
+
+
+# The lenient measure beside exact match
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It was Tarby Cove.", 1.0),
+        ("<reasoning>[1] says so.</reasoning><answer>in Tarby Cove</answer>", 1.0),
+        ("<answer>tarby cove", 1.0),  # cut off, so that it does not parse
+        ("Tarby Cove?\nNo, it was Elm.", 0.0),  # the last line counts
+        ("Tarby Coves", 0.0),  # whole words
+        ("", 0.0),
+    ],
+)
+def test_an_accepted_answer_in_the_last_line_is_seen_wherever_it_stands(text: str, found: float) -> None:
+    assert lenient_match_reward([text], [["Tarby Cove", "the cove"]]) == [found]
+    assert lenient_match_reward([text], [["the"]]) == [None]
