@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from data.source import rows_read
 from recipes.common.stand_ins.nano import Nano, pretrain, random_digits
 from recipes.common.stand_ins.tiny import tiny_folder
 
@@ -25,6 +26,12 @@ def real_rows() -> Callable[[str], str]:
     folder = os.environ.get("TUNEBOOK_REAL_ROWS")
     assert folder, "TUNEBOOK_REAL_ROWS names no folder: run `make test-real ROWS=FOLDER`"
     return lambda name: str(Path(folder).resolve() / name)
+
+
+@pytest.fixture(autouse=True)
+def no_rows_of_another_test() -> None:
+    """A run is known by the rows that its process has read since the last one began."""
+    rows_read()
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def test_the_unbroken_run_of_ppo_has_something_to_compare(runs: Path) -> None:
     assert [(line["step"], line["minibatches"]) for line in lines] == [(step, 4) for step in (1, 2, 3, 4)]
     assert len({line["kl_coefficient"] for line in lines}) == 4
     assert all(line["grad_norm"] > 0.01 and line["value_loss"] > 0.01 for line in lines)
-    assert all(abs(line["kl"]) > 0.01 and line["explained_variance"] != 0 for line in lines[1:])
+    assert all(abs(line["kl"]) > 0.001 and line["explained_variance"] != 0 for line in lines[1:])
 
 
 @pytest.mark.parametrize(("recipe", "scenario"), SCENARIOS)
