@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ["freshqa_grpo", "hotpotqa_grpo", "musique_grpo", "triviaqa_grpo"]
 JUDGED, BY_RULES = RECIPES[::2], RECIPES[1::2]  # of each kind, one that is labelled and one that is not
 LABELLED = ["hotpotqa_grpo", "musique_grpo"]  # their sets say which passages the answer rests on
-RULES = {"exact_match_reward", "f1_reward", "tags_reward", "structure_reward", "multiline_reward", "steps_reward"}
+FORM = {"tags_reward", "structure_reward", "multiline_reward", "steps_reward"}
+RULES = {"exact_match_reward", "lenient_match_reward", "f1_reward", *FORM}
 
 
 def recipe(name: str) -> ModuleType:
