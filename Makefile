@@ -1,11 +1,11 @@
 # Thin on purpose: every target is one or two commands. `make` lists them.
 
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p -c "" 2> /dev/null && echo $$p && exit; done; echo python3)
-DEVICE := $(shell nvidia-smi > /dev/null 2>&1 && echo gpu || echo cpu)
-PINS   := requirements/$(DEVICE).txt
-TORCH   = $(shell grep '^torch==' $(PINS))
+# Asked once, and by those targets alone that need it; both can be named on the command line or in the environment.
+PYTHON ?= $(eval PYTHON := $(shell for p in python3.11 python3.12 python3.13; do $$p -c "" 2> /dev/null && echo $$p && exit; done; echo python3))$(PYTHON)
+DEVICE ?= $(eval DEVICE := $(shell PATH="$$PATH:/usr/lib/wsl/lib" timeout 20 nvidia-smi > /dev/null 2>&1 && echo gpu || echo cpu))$(DEVICE)
+CHOSEN  = $(or $(filter gpu cpu,$(DEVICE)),$(error DEVICE is gpu or cpu, and "$(DEVICE)" is neither))
+STARTS  = @"$(PYTHON)" -c "" 2> /dev/null || { echo 'PYTHON="$(PYTHON)" does not start: name a Python 3.11 to 3.13 with PYTHON=/path/to/python3' >&2; exit 1; }
 PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
-READY  := .venv/.ready-$(DEVICE)
 PEER   := .venv-trl112
 
 .PHONY: help setup notebook demo test test-real setup-vllm test-vllm bench bench-memory bench-ppo bench-judge card lint lock clean
@@ -13,10 +13,13 @@ PEER   := .venv-trl112
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-setup: $(READY) ## make .venv with the pinned environment; TORCH_INDEX=… names another index for torch
+setup: ## make .venv with the pinned environment; TORCH_INDEX=… names another index for torch
+	@$(MAKE) --silent .venv/.ready-$(CHOSEN) DEVICE=$(CHOSEN)
 
+notebook: PYTHON := $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))
 notebook: ## install on top of the torch that is here: Colab, Kaggle, a machine set up by others; PYTHON=… names it
-	@"$(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))" requirements/install.py here
+	$(STARTS)
+	@"$(PYTHON)" requirements/install.py here
 
 demo: setup ## run the main job on the embedded model: no GPU, no downloads; ARGS="…" adds arguments
 	.venv/bin/python recipes/gsm8k_grpo.py $(ARGS)
@@ -28,7 +31,8 @@ test: setup ## run every test of the default environment
 test-real: setup ## read full datasets: ROWS=FOLDER with gsm8k_train.jsonl and ai2_arc_challenge_train.jsonl
 	TUNEBOOK_REAL_ROWS="$(ROWS)" .venv/bin/python -m pytest -m real_rows
 
-setup-vllm: .venv/.ready-vllm-$(DEVICE) ## add vLLM to .venv (without a GPU: a community build)
+setup-vllm: ## add vLLM to .venv (without a GPU: a community build)
+	@$(MAKE) --silent .venv/.ready-vllm-$(CHOSEN) DEVICE=$(CHOSEN)
 
 test-vllm: setup-vllm ## train and evaluate through vLLM
 	.venv/bin/python -m pytest -m vllm
@@ -63,14 +67,16 @@ clean: ## remove .venv and caches; outputs stay
 
 # A stamp is written last, so an interrupted set-up is done again and a finished one is not. torch goes in first and
 # with its dependencies, which differ between its CPU and CUDA builds; everything else exactly as pinned.
-$(READY): $(PINS)
-	@"$(PYTHON)" requirements/install.py check --device $(DEVICE)
+.venv/.ready-cpu .venv/.ready-gpu: .venv/.ready-%: requirements/%.txt
+	$(STARTS)
+	@"$(PYTHON)" requirements/install.py check --device $*
+	@rm -f .venv/.ready-*
 	@echo "[1/3] making .venv with $(PYTHON)"
-	@"$(PYTHON)" requirements/install.py venv .venv
-	@echo "[2/3] installing $(TORCH): 20 seconds for a CPU build, minutes for a CUDA build"
-	@$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint $(PINS))
-	@echo "[3/3] installing the $$(grep -c == $(PINS)) packages pinned in $(PINS): about two minutes"
-	@$(PIP) --no-deps --requirement $(PINS)
+	@"$(PYTHON)" requirements/install.py venv .venv --device $*
+	@echo "[2/3] installing $$(grep '^torch==' $<): 20 seconds for a CPU build, minutes for a CUDA build"
+	@$(PIP) $$(grep '^torch==' $<) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint $<)
+	@echo "[3/3] installing the $$(grep -c == $<) packages pinned in $<: about two minutes"
+	@$(PIP) --no-deps --requirement $<
 	@touch $@
 
 # gpu.txt already holds vLLM.
@@ -85,7 +91,8 @@ $(READY): $(PINS)
 # TRL wants transformers as it is, and Unsloth patches both: what it is compared with lives apart.
 $(PEER)/.ready: requirements/bench-peer.txt
 	@echo "making $(PEER) with the $$(grep -c == $<) packages pinned in $<: about half a minute"
-	@"$(PYTHON)" -m venv $(PEER)
+	$(STARTS)
+	@"$(PYTHON)" -m venv --clear $(PEER)
 	@$(PIP:.venv/%=$(PEER)/%) $$(grep '^torch==' $<) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint $<)
 	@$(PIP:.venv/%=$(PEER)/%) --no-deps --requirement $<
 	@touch $@

@@ -3,6 +3,8 @@
 import sys
 from importlib.util import find_spec
 
+import rewards  # noqa: F401  refuses a Python that is too old
+
 # Asked of every recipe and command before anything is imported: a traceback that ends in "No module named tyro" helps
 # nobody who has just cloned this.
 _missing = [name for name in ("tyro", "unsloth", "trl", "datasets") if find_spec(name) is None]

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,20 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "
 @cache
 def has_gpu() -> bool:
     """Whether an NVIDIA GPU is there and not hidden. 0.1 s at most where there is one, nothing where not."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+    # CUDA counts what stands before the first entry that names no card: "-1", "", "none", "NoDevFiles" hide them all.
+    if not re.match(r"\s*(\d+|GPU-|MIG-)", os.environ.get("CUDA_VISIBLE_DEVICES", "0")):
         return False
-    if not shutil.which("nvidia-smi"):
+    # WSL2 keeps it where PATH may not lead.
+    found = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path="/usr/lib/wsl/lib")
+    if not found:
         return False
-    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
+    try:
+        return subprocess.run([found, "-L"], capture_output=True, check=False, timeout=20).returncode == 0
+    except subprocess.TimeoutExpired:
+        print("nvidia-smi did not answer within 20 seconds: going on without a GPU.", file=sys.stderr)
+    except OSError:
+        pass  # it is there and cannot be started
+    return False
 
 
 def on_gpu(value: str, *, otherwise: str) -> str:
@@ -33,13 +43,17 @@ def on_gpu(value: str, *, otherwise: str) -> str:
 # A wheel is found and yet dies at import where it was built for another CUDA or torch. Builds name their kernels
 # differently; the CPU's holds variants beside them (_C_AVX2), of which one process takes one.
 LOAD_VLLM = """
-import importlib, pathlib, torch, vllm
-folder = pathlib.Path(vllm.__file__).parent
-kernels = [name for name in ("_C", "_C_stable_libtorch") if list(folder.glob(name + ".*so"))]
-for name in kernels:
-    importlib.import_module("vllm." + name)
-if not kernels:
-    raise ImportError("it holds no compiled kernels")
+import importlib, pathlib
+try:
+    import torch, vllm
+    folder = pathlib.Path(vllm.__file__).parent
+    kernels = [name for name in ("_C", "_C_stable_libtorch") if list(folder.glob(name + ".*so"))]
+    for name in kernels:
+        importlib.import_module("vllm." + name)
+    fault = "" if kernels else "it holds no compiled kernels"
+except BaseException as error:
+    fault = type(error).__name__ + ": " + " ".join(str(error).split())
+print("\\nvLLM:" + fault, flush=True)
 """
 
 
@@ -47,17 +61,26 @@ if not kernels:
 def vllm_fault() -> str | None:
     """Why vLLM cannot be used here, to end a sentence with; None where it loads (the community's CPU build counts).
 
-    Its kernels are loaded in a process of their own, which takes seconds and may die. `make setup-vllm` is advised
-    to those who use its environment alone: elsewhere vLLM has to be built for the torch that is there.
+    Its kernels are loaded in a process of their own, which takes seconds and may print, hang or die. `make setup-vllm`
+    is advised to those who use its environment alone: elsewhere vLLM has to be built for the torch that is there.
     """
-    if find_spec("vllm") is None:
+    spec = find_spec("vllm")
+    if spec is None or spec.origin is None:  # a folder of that name is found as well
         ours = Path(sys.prefix).resolve() == REPOSITORY / ".venv"
         return "vLLM is not installed" + (": run `make setup-vllm`" if ours else "")
-    done = subprocess.run([sys.executable, "-c", LOAD_VLLM], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return None
-    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return f"the vLLM that is installed does not load ({reason[:200]})"
+    command = [sys.executable, "-P", "-c", LOAD_VLLM]  # -P: the current folder may hold a torch
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=120)
+    except subprocess.TimeoutExpired:
+        return "the vLLM that is installed does not load (no end within 120 seconds)"
+    told = [line for line in done.stdout.splitlines() if line.startswith("vLLM:")]
+    if done.returncode < 0:
+        reason = f"killed by signal {-done.returncode}"
+    elif done.returncode or not told:
+        reason = f"exit code {done.returncode} before its end"
+    else:
+        reason = told[-1].removeprefix("vLLM:")
+    return f"the vLLM that is installed does not load ({reason[:200]})" if reason else None
 
 
 def quiet_libraries() -> None:

@@ -43,6 +43,13 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     [
         ("raise ImportError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13: cannot open"),
         ("import os; os._exit(7)", "exit code 7"),
+        ("import os; os._exit(0)", "exit code 0 before its end"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("import os; os.kill(os.getpid(), 11)", "killed by signal 11"),
+        (
+            "import sys, atexit; atexit.register(print, 'warning', file=sys.stderr); raise OSError('a\\nb')",
+            "(OSError: a b)",
+        ),
         ("", "it holds no compiled kernels"),
     ],
 )
@@ -53,6 +60,27 @@ def test_a_vllm_that_does_not_load_is_left_alone(stand_in: Path, capsys: Any, so
     (said,) = capsys.readouterr().out.splitlines()
     assert said.startswith("Rollouts go through the model itself, since the vLLM that is installed does not load (")
     assert reason in said and "make setup-vllm" not in said
+
+
+def test_a_vllm_that_hangs_is_left_alone(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in.write_text("import time; time.sleep(600)")
+    start = machine.subprocess.run
+    monkeypatch.setattr(machine.subprocess, "run", lambda *args, **how: start(*args, **{**how, "timeout": 0.2}))
+    assert "does not load (no end within" in str(machine.vllm_fault())
+
+
+def test_a_folder_called_vllm_is_no_vllm(stand_in: Path) -> None:
+    assert str(machine.vllm_fault()).startswith("vLLM is not installed")
+
+
+def test_a_torch_in_the_current_folder_is_not_imported(
+    stand_in: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.write_text("import torch; raise ValueError(torch.__name__)")
+    folder = tmp_path_factory.mktemp("here")
+    (folder / "torch.py").write_text("raise ValueError('a file of the user')")
+    monkeypatch.chdir(folder)
+    assert "(ValueError: torch)" in str(machine.vllm_fault())
 
 
 def test_make_setup_vllm_is_advised_in_its_own_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
