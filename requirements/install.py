@@ -114,15 +114,17 @@ def why(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
         return f"it was killed by signal {-done.returncode}"
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith(("Caused by:", "╰─▶", "ERROR:"))]
-    last = re.sub(r"^(Caused by:|╰─▶|error:|ERROR:|Error:)\s*", "", (causes or lines or ["no reason given"])[-1])
+    causes = [line for line in lines if line.startswith(("cause:", "Caused by:", "╰─▶", "ERROR:"))]
+    last = re.sub(
+        r"^(cause:|Caused by:|╰─▶|hint:|error:|ERROR:|Error:)\s*", "", (causes or lines or ["no reason given"])[-1]
+    )
     unreached = any(word in done.stderr for word in UNREACHED)
     return f"the package index could not be reached ({last})" if unreached else last
 
 
 def must(done: subprocess.CompletedProcess[str], what: str) -> None:
     if done.returncode:
-        raise SystemExit(f"{what}: {why(done).rstrip('.')}. Mend that (free space?) and run the same again.")
+        raise SystemExit(f"{what}: {why(done).rstrip('.')}. Mend that and run the same again.")
 
 
 def ask(body: str) -> Any:
