@@ -61,16 +61,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Torch:
-    """`capability` of the first card as torch sees it, 75 for 7.5, and 0 where it sees none; `kernels` likewise.
-
-    `ptx`: it also holds code that the driver compiles for any newer card.
-    """
+    """`capability` of the first card as torch sees it, 75 for 7.5, and 0 where it sees none; `kernels` as it lists."""
 
     version: str
     cuda: str
     capability: int
-    kernels: tuple[int, ...]
-    ptx: bool
+    kernels: str
 
 
 @dataclass(frozen=True)
@@ -118,15 +114,17 @@ def why(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
         return f"it was killed by signal {-done.returncode}"
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith(("Caused by:", "╰─▶"))]
-    last = re.sub(r"^(Caused by:|╰─▶|error:|ERROR:|Error:)\s*", "", (causes or lines or ["no reason given"])[-1])
+    causes = [line for line in lines if line.startswith(("cause:", "Caused by:", "╰─▶", "ERROR:"))]
+    last = re.sub(
+        r"^(cause:|Caused by:|╰─▶|hint:|error:|ERROR:|Error:)\s*", "", (causes or lines or ["no reason given"])[-1]
+    )
     unreached = any(word in done.stderr for word in UNREACHED)
     return f"the package index could not be reached ({last})" if unreached else last
 
 
 def must(done: subprocess.CompletedProcess[str], what: str) -> None:
     if done.returncode:
-        raise SystemExit(f"{what}: {why(done).rstrip('.')}. Mend that (free space?) and run the same again.")
+        raise SystemExit(f"{what}: {why(done).rstrip('.')}. Mend that and run the same again.")
 
 
 def ask(body: str) -> Any:
@@ -163,7 +161,7 @@ def read_card() -> Card | None:
                 known = next((known for card, known in OLD_CARDS.items() if card in name), None)
                 cards.append(Card(name.strip(), driver, numbers(told or "") or known))
         if done.returncode == 0 and cards:
-            return max(cards, key=lambda card: card.capability or ())
+            return max(cards, key=lambda card: card.capability or CAPABILITY)
         if done.returncode == 124:
             break
     return None
@@ -235,8 +233,7 @@ def disk_hindrance(machine: Machine, what: str) -> str | None:
 def hindrance(machine: Machine, device: str) -> str | None:
     """Why the set for `device` ("gpu" or "cpu") cannot work on this machine, in one sentence; None where it can."""
     if machine.system != "Linux x86_64":
-        windows = machine.system.startswith(("Windows", "MSYS", "MINGW", "CYGWIN"))
-        elsewhere = "use WSL2" if windows else "take a machine or a notebook of that kind"
+        elsewhere = "use WSL2" if machine.system.startswith("Windows") else "take a machine or a notebook of that kind"
         return f"the pins are made for Linux x86_64, and this is {machine.system}: {elsewhere}"
     wrong = python_hindrance(machine.python)
     if wrong or (device == "gpu" and machine.card and (wrong := card_hindrance(machine.card))):
@@ -252,8 +249,8 @@ def notes(machine: Machine, device: str) -> list[str]:
     found = []
     if device == "gpu" and machine.card is None:
         found.append("No card answers here (nvidia-smi tells why): DEVICE=gpu makes the set for one all the same.")
-    if device == "cpu" and machine.card is None and shutil.which("nvidia-smi"):
-        found.append("nvidia-smi is here and finds no card or does not answer: this is the set without one.")
+    if device != "gpu" and machine.card is None and shutil.which("nvidia-smi"):
+        found.append("nvidia-smi is here and finds no card or does not answer: this goes on without one.")
     if machine.memory_gb < MEMORY_GB:
         found.append(
             f"This machine has {machine.memory_gb:.1f} GB of memory; `make demo` takes 5, and loading an 8B model more."
@@ -301,11 +298,13 @@ def make_venv(folder: Path, device: str) -> None:
         print(f"{folder} is of another Python or for another device, or unfinished: it is made anew.")
     without = [] if has_ensurepip() else ["--without-pip"]
     must(run([sys.executable, "-m", "venv", "--clear", *without, str(folder)]), f"{folder} could not be made")
-    python = str(folder / "bin" / "python")
-    if without and has_pip():
-        must(run([sys.executable, "-m", "pip", "--python", python, "install", "pip"]), f"no pip came into {folder}")
-    elif without:
-        must(run([*(find_uv() or ["uv"]), "pip", "install", "--python", python, "pip"]), f"no pip came into {folder}")
+    if without:
+        pip = [sys.executable, "-m", "pip"] if has_pip() else [*(find_uv() or ["uv"]), "pip"]
+        python = ["--python", str(folder / "bin" / "python")]
+        must(
+            run([*pip, *python, "install", "pip"] if has_pip() else [*pip, "install", *python, "pip"]),
+            f"{folder} has no pip",
+        )
     note.write_text(made_for, encoding="utf-8")
 
 
@@ -367,13 +366,9 @@ def read_torch() -> Torch | str:
     found = ask(
         "import torch\ncapability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)\n"
         "answer = [torch.__version__, str(torch.version.cuda), capability[0] * 10 + capability[1],\n"
-        "    torch.cuda.get_arch_list()]"
+        "    ' '.join(torch.cuda.get_arch_list())]"
     )
-    if isinstance(found, str):
-        return found
-    number, cuda, capability, kernels = found
-    numbered = [int(match.group(1)) for name in kernels if (match := re.match(r"sm_(\d+)", name))]
-    return Torch(number, cuda, capability, tuple(numbered), any(name.startswith("compute_") for name in kernels))
+    return found if isinstance(found, str) else Torch(*found)
 
 
 def torch_hindrance(torch: Torch, card: Card | None) -> str | None:
@@ -392,14 +387,16 @@ def torch_hindrance(torch: Torch, card: Card | None) -> str | None:
             "CUDA_VISIBLE_DEVICES=-1 to do without the card, or take an NVIDIA one"
         )
     if torch.capability < OLDEST:
-        number = torch.capability / 10
         return (
-            f"the {name} (compute capability {number}) is older than {OLDEST / 10}, where Triton and Unsloth begin: "
-            "take a T4 on Kaggle, a newer card elsewhere"
+            f"the {name} (compute capability {torch.capability / 10}) is older than {OLDEST / 10}, where Triton and "
+            "Unsloth begin: take a T4 on Kaggle, a newer card elsewhere"
         )
-    # A kernel runs on its own generation, from the card that it was made for on.
-    fits = any(made // 10 == torch.capability // 10 and made <= torch.capability for made in torch.kernels)
-    if torch.kernels and not fits and not torch.ptx:
+    # A kernel runs on its own generation from its card on; "compute" is compiled for any newer card.
+    made = [(kind, int(number)) for kind, number in re.findall(r"(sm|compute)_(\d+)", torch.kernels)]
+    own = torch.capability // 10
+    if made and not any(
+        number <= torch.capability and (kind == "compute" or number // 10 == own) for kind, number in made
+    ):
         return f"torch {torch.version} holds no kernels for the {name}: take another torch, or a T4 on Kaggle"
     return None
 
@@ -512,6 +509,7 @@ def install_here() -> None:
     torch = read_torch() if "torch" in before else ""
     packages = next(path for path in (folder, *folder.parents) if path.exists())
     machine = read_machine(packages)
+    known = notes(machine, "notebook")
     if not re.match(r"\s*(\d+|GPU-|MIG-)", os.environ.get("CUDA_VISIBLE_DEVICES", "0")):
         machine = replace(machine, card=None)  # hidden
     keep = {package: before[package] for package in KEPT if package in before}
@@ -519,8 +517,7 @@ def install_here() -> None:
     if fault or isinstance(torch, str) or (fault := outside(keep, (asked := wanted(torch, before, foreign))[0])):
         raise SystemExit(f"{start}: {fault}.")
     print(f"On top of torch {torch.version} in {sys.prefix}: a minute and 0.3 GB", flush=True)
-    for note in notes(machine, "notebook"):
-        print(note, flush=True)
+    print("".join(f"{note}\n" for note in known), end="", flush=True)
     with tempfile.TemporaryDirectory() as name:
         install(uv_command(Path(name)), asked, keep, Path(name))
     report(before)
@@ -536,15 +533,6 @@ def main() -> None:
     venv.add_argument("--device", choices=("gpu", "cpu"), required=True)
     commands.add_parser("here", help="install into the Python that runs this, on top of its torch")
     args = parser.parse_args()
-    try:
-        start(args)
-    except OSError as error:
-        raise SystemExit(f"make stops: {error}.") from None
-    except KeyboardInterrupt:
-        raise SystemExit("Interrupted: the same command goes on from here.") from None
-
-
-def start(args: argparse.Namespace) -> None:
     if args.command == "check":
         machine = read_machine(ROOT)
         if fault := hindrance(machine, args.device):
@@ -558,4 +546,9 @@ def start(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        raise SystemExit(f"make stops: {error}.") from None
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted: the same command goes on from here.") from None

@@ -45,7 +45,7 @@ def on_gpu(value: str, *, otherwise: str) -> str:
 LOAD_VLLM = """
 import importlib, pathlib
 try:
-    import torch, vllm
+    import vllm, torch  # its kernels need the libraries that torch brings
     folder = pathlib.Path(vllm.__file__).parent
     kernels = [name for name in ("_C", "_C_stable_libtorch") if list(folder.glob(name + ".*so"))]
     for name in kernels:
