@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from data.passages import MAX_PASSAGES, PASSAGE_CHARACTERS, bm25_scores, cut, titled
 from data.prompts import rag_messages
-from data.source import SAMPLES, BadRow, LeftOut, Row, Spec, Split, field, items, read, text
+from data.source import SAMPLES, BadRow, LeftOut, Row, Spec, Split, field, items, note, read, text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,6 +80,7 @@ def load(
     found: list[list[str]] = [[] for _ in range(len(dataset))]
     if passages is not None:
         found = search(_sealqa() if passages == "sealqa" else _folder(passages), list(dataset["question"]))
+        note(f"FreshQA {split} passages", [{"passages": own} for own in found])
 
     from datasets import List, Value
 

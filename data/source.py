@@ -186,14 +186,14 @@ def read(
     from datasets import Dataset
 
     rows = first(rows, limit, where)
-    _note(f"{spec.name} {split}", rows)
+    note(f"{spec.name} {split}", rows)
     return Dataset.from_list(rows)
 
 
 _READ: dict[str, str] = {}
 
 
-def _note(name: str, rows: list[Row]) -> None:
+def note(name: str, rows: list[Row]) -> None:
     """Keep a fingerprint of these rows for `rows_read`; of a split that is read twice, one of both."""
     digest = hashlib.sha256(_READ.get(name, "").encode())
     for row in rows:

@@ -93,7 +93,7 @@ def main(args: Args) -> None:
     run = Run.open("evolkit_sft", args, correct=None, format=None)
     model, tokenizer = adapters.load(args, run.spec)
     room = args.max_length - args.max_answer  # a prompt that is cut asks something else
-    train, test = (leave_out_long(rows, tokenizer, room, flag="--max-length") for rows in (train, test))
+    train = leave_out_long(train, tokenizer, room, flag="--max-length")
     assess = adapters.assessment(args, model, tokenizer, test, REWARDS, max_tokens=args.max_answer)
     run.stage("before", assess)
     run.train(adapters.trainer(args, model, tokenizer, train, sft_config(args, run)), then=assess)

@@ -24,11 +24,10 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from rewards.contract import Completion
-from rewards.tags import answer_text, completion_text
+from rewards.tags import ANY_TAG, answer_text, completion_text
 
 MAX_CHARACTERS = 100
 LAST_CHARACTERS = 1000
-_TAG = re.compile(r"</?[a-z]{1,20}>")
 
 
 class Number(NamedTuple):
@@ -148,7 +147,7 @@ def last_number(text: str) -> Number | None:
     >>> last_number("3 or 5, so <answer>she has 5 eggs</answer>")
     Number(value=5, percent=False)
     """
-    numbers = list(_NUMBER.finditer(plain(_TAG.sub(" ", text[-LAST_CHARACTERS:]))))
+    numbers = list(_NUMBER.finditer(plain(ANY_TAG.sub(" ", text[-LAST_CHARACTERS:]))))
     return _value(numbers[-1]) if numbers else None
 
 

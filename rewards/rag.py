@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 from rewards.contract import Completion
 from rewards.qa import exact_match, normalise, token_f1
-from rewards.tags import answer_text, completion_text, parse
+from rewards.tags import ANY_TAG, answer_text, completion_text, parse
 
 # "[2]", and "[1, 2]" as models write it; ASCII digits only. No prompt shows a thousand passages.
-_TAG = re.compile(r"</?[a-z]{1,20}>")
 _CITATION = re.compile(r"\[([0-9]{1,3}(?:, ?[0-9]{1,3})*+)\]")
 
 
@@ -99,7 +98,7 @@ def lenient_match_reward(
         wanted = [words for gold in golds if (words := normalise(gold))]
         lines = [
             normalise(line)
-            for line in _TAG.sub("\n", answer_text(completion) or completion_text(completion)).split("\n")
+            for line in ANY_TAG.sub("\n", answer_text(completion) or completion_text(completion)).split("\n")
         ]
         last = next((line for line in reversed(lines) if line), "")
         graded.append(float(any(f" {words} " in f" {last} " for words in wanted)) if wanted else None)

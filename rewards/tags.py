@@ -16,6 +16,7 @@ REASONING_CLOSE = "</reasoning>"
 ANSWER_OPEN = "<answer>"
 ANSWER_CLOSE = "</answer>"
 TAGS = (REASONING_OPEN, REASONING_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+ANY_TAG = re.compile(r"</?[a-z]{1,20}>")  # of this grammar or one that a model made up, for lenient readers
 
 
 def render(reasoning: str, answer: str) -> str:

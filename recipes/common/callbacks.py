@@ -23,8 +23,8 @@ from eval.displacement import Fall, describe_fall, find_fall
 from eval.files import fsync_tree, read_json, write_json_atomic
 from eval.likelihood import forward
 from eval.methods import Column, method_of, spelled_out
+from recipes.common.resuming import COMPLETE
 
-COMPLETE = "complete.json"  # written into a checkpoint last: without it the checkpoint was cut off
 HEADER_EVERY = 20
 SAVE_EVERY = 600.0  # seconds of work that a kill may cost, however slow a step is
 # A scale that a GradScaler has halved to this, from 65,536: it is not the scaling that makes the gradient overflow.

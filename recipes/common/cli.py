@@ -49,7 +49,7 @@ def start(main: Callable[[Any], None], *, on_cpu: Any, on_gpu: Any, smoke: dict[
     args = tyro.cli(type(defaults), default=defaults, description=described, registry=_flags())
     if args.smoke:
         source = getattr(args, "source", "hub")
-        rows = "rows of our own" if source in ("hub", "sample") else source
+        rows = "rows of our own" if source == "sample" or source.startswith("hub") else source
         print(
             f"Smoke run: on {rows}, a tiny random model in place of {args.model} trains for a few steps, is stopped on"
         )
@@ -126,7 +126,7 @@ def smoke_args(args: Any, smoke: dict[str, Any]) -> Any:
     """`args` with their rows, or our own where theirs are the hub's, eight held out, rollouts of the model itself,
     nothing sent anywhere, and `smoke` over it all."""
     given = {"rollouts": "model", "report_to": "none", "push_to_hub": None}
-    if getattr(args, "source", None) == "hub":
+    if str(getattr(args, "source", "")).startswith("hub"):
         given["source"] = "sample"
     small = given | {name: 8 for name in vars(args) if name.startswith("eval_")}
     return dataclasses.replace(args, **{name: value for name, value in small.items() if name in vars(args)} | smoke)
@@ -149,7 +149,8 @@ def explain(error: Exception) -> str | None:
     text, number, file = str(error), getattr(error, "errno", None), getattr(error, "filename", None)
     if number in NO_SPACE or any(words in text for words in NO_SPACE_WORDS):
         where = f" while writing {file}" if file else ""
-        return f"the disk is full{where}: free some space, then go on with --resume"
+        again = "go on with --resume" if resuming.prospects() else "give the same command again"
+        return f"the disk is full{where}: free some space, then {again}"
     if number == errno.ENAMETOOLONG:
         return f"{file} is too long for a path here: give shorter names, of at most 255 characters each"
     if (
@@ -172,7 +173,7 @@ def out_of_memory(error: Exception, args: Any) -> str | None:
     """One sentence where memory ran out, naming the flags of `args` that ask for less; else None."""
     if not is_out_of_memory(error):
         return None
-    fewer = getattr(args, ROWS_AT_ONCE, 1) != 1
+    fewer = getattr(args, ROWS_AT_ONCE, 1) != 1 and resuming.prospects()
     on = f"go on with --resume and {_flag(ROWS_AT_ONCE)} 1, or " if fewer else ""
     lower = " or ".join(_flag(name) for name in LESS_MEMORY if hasattr(args, name))
     return f"memory ran out: {on}start anew with a {f'lower {lower}' if lower else 'smaller --model'}"

@@ -1,4 +1,4 @@
-"""The time of a run, over all its sessions: seconds by phase, and what `--max-hours` leaves."""
+"""The time of a run, over all its sessions: seconds by phase, what `--max-hours` leaves, and signals that end it."""
 
 import math
 import os

@@ -1,6 +1,7 @@
 """From the name that a user gives to a model in memory: `resolve`, `load`, and what must be mended on the way."""
 
 import difflib
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MADE_OF = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, configs, tokenizer, template
+ON_HUB = "the hub's "  # and a hub id: names of an identity that this machine knows once its cache has the weights
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Names under which published vocabularies keep a token for padding. What ends a text is the last resort: a model
 # trained with it as padding may be told not to learn the end.
@@ -78,7 +80,8 @@ def weights_source(spec: ModelSpec, load_in_4bit: bool) -> str:
 
 def weights_identity(spec: ModelSpec, load_in_4bit: bool) -> dict[str, str]:
     """By which base weights are known again, without loading them: of a folder, the fingerprint of each file that a
-    model is made of; of a hub id, the commit that the cache holds, and nothing before its first download."""
+    model is made of; of a hub id, the names that the cache has for the contents of its weights, which a new model card
+    leaves alone, and nothing before its first download."""
     if spec.embedded:
         from recipes.common.stand_ins.smollm2 import CONVERTER, GGUF_SHA256
 
@@ -88,8 +91,14 @@ def weights_identity(spec: ModelSpec, load_in_4bit: bool) -> dict[str, str]:
         return folder_identity(folder)
     from huggingface_hub import constants
 
-    refs = Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}" / "refs" / (spec.revision or "main")
-    return {f"commit of {source}": refs.read_text().strip()} if refs.is_file() else {}
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}"
+    ref = cached / "refs" / (spec.revision or "main")
+    commit = ref.read_text().strip() if ref.is_file() else spec.revision
+    weights = sorted((cached / "snapshots" / (commit or "main")).glob("*.safetensors"))
+    if not weights:
+        return {}
+    blobs = " ".join(f"{path.name} {path.resolve().name}" for path in weights)
+    return {f"{ON_HUB}{source}": hashlib.sha256(blobs.encode()).hexdigest()[:16]}
 
 
 def folder_identity(folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ Nothing here imports what is heavy: a run that cannot go on says so before a mod
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Mapping
@@ -20,9 +21,10 @@ from eval import files
 from eval.files import read_json, write_json_atomic, write_text_atomic
 from eval.results import MetricsLine, Record, Records, read_lines, read_results, scan_lines
 from recipes.common.model_table import ModelSpec
-from recipes.common.models import folder_identity, weights_identity
+from recipes.common.models import ON_HUB, folder_identity, weights_identity
 
-CHECKSUMS, LOCK, WHOLE = "checksums.json", ".lock", "complete.json"  # the last as in `callbacks`, which is heavy
+CHECKSUMS, LOCK = "checksums.json", ".lock"
+COMPLETE = "complete.json"  # written into a checkpoint last: without it the checkpoint was cut off
 STOPPED = "stopped.json"  # where numbers were no longer finite; these flags may change for it
 FILES = {
     "config.json",
@@ -36,9 +38,10 @@ FILES = {
 }
 FOLDERS = {"warm_start", "checkpoints", "adapter"}
 ADAPTERS = ("start_from", "reward", "compare_with")  # flags that may name the folder of an adapter
-PATHS = {"model", "source", *ADAPTERS}
+PATHS = {"model", "source", "passages", "judge_model", *ADAPTERS}
 ANOTHER = "start a new run without --resume"
 
+NO_LOCK = -1
 _held: dict[Path, int] = {}  # folders that this process is in, by the handle of their lock
 _made: dict[Path, list[Path]] = {}  # what this process made for each, the folder itself first
 _chosen: dict[str, str] = {}  # folders of adapters that flags mean and do not name
@@ -72,10 +75,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     What either side does not know of rows and weights is not compared.
     """
     changed = []
-    unknown = {"recipe"} - before.keys()  # of folders of before December 2026
-    for name in sorted((before.keys() | now.keys()) - {"flags", "rows", "weights"} - unknown):
+    for name in sorted((before.keys() | now.keys()) - {"flags", "rows", "weights"}):
         old, new = before.get(name), now.get(name)
         same_place = name in PATHS and old and new and Path(old).name == Path(new).name and Path(new).exists()
+        if name in ADAPTERS and old == "trained" and new and Path(new).exists():
+            same_place = True  # that one, by its folder, since a newer one was trained
         if old != new and not same_place:
             changed.append(f"--{name.replace('_', '-')} {old} -> {new}" if name != "recipe" else f"{old} -> {new}")
     for kind in ("rows", "weights"):
@@ -84,19 +88,20 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             if old[name] != new[name]:
                 changed.append(f"the {kind} of {name} were {old[name]} and are {new[name]}")
         if kind == "weights" and old and new:
-            changed += [f"{name} is gone" for name in sorted(old.keys() - new.keys())]
-            changed += [f"{name} is new" for name in sorted(new.keys() - old.keys())]
+            # A later session may begin with an empty cache.
+            changed += [f"{name} is gone" for name in sorted(old.keys() - new.keys()) if not name.startswith(ON_HUB)]
+            changed += [f"{name} is new" for name in sorted(new.keys() - old.keys()) if not name.startswith(ON_HUB)]
     return changed
 
 
 def settle(folder: Path, spec: ModelSpec, load_in_4bit: bool) -> None:
-    """Keep the commit of a model of the hub, which may be known only once it is loaded.
+    """Keep which weights of the hub were loaded, which may be known only once they are.
 
     Raises:
-        ValueError: an earlier session had another commit.
+        ValueError: an earlier session had others.
     """
     path = folder / "config.json"
-    commit = {name: known for name, known in weights_identity(spec, load_in_4bit).items() if name.startswith("commit")}
+    commit = {name: known for name, known in weights_identity(spec, load_in_4bit).items() if name.startswith(ON_HUB)}
     if not commit or not path.exists():
         return
     config = read_json(path)
@@ -222,8 +227,8 @@ def _compared(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
 def _refuse(folder: Path, changed: list[str], other_flags: bool = False) -> None:
     if other_flags:
         raise ValueError(
-            f"--resume cannot continue {folder}: an older version of Tunebook began it, whose flags meant other "
-            "things; finish it with that version, or start a new run without --resume"
+            f"--resume cannot continue {folder}: an older version of Tunebook began it, whose flags or rows meant "
+            "other things; finish it with that version, or start a new run without --resume"
         )
     if changed:
         raise ValueError(
@@ -245,7 +250,7 @@ def make(parent: Path, config: Mapping[str, Any]) -> Path:
     folder = parent / name
     missing: list[Path] = []
     try:
-        newest = max((path.name for path in parent.glob("*") if path.name[:1].isdigit()), default="")
+        newest = max((path.name for path in parent.glob("*") if re.fullmatch(r"\d{8}-\d{6}b*", path.name)), default="")
         if newest >= name:  # within a second, or with a clock that was set back
             folder = parent / f"{newest}b"
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -283,6 +288,7 @@ def take(folder: Path) -> None:
         except OSError:  # a network drive without locks
             os.close(handle)
             print(f"No lock can be had in {folder}: see to it that no other process resumes this run meanwhile.")
+            _held[place] = NO_LOCK
             return
         try:
             if os.path.samestat(os.fstat(handle), os.stat(folder / LOCK)):
@@ -310,7 +316,8 @@ def leave(*folders: Path) -> None:
                     break  # others are in it
         if (handle := _held.pop(folder, None)) is not None:
             (folder / LOCK).unlink(missing_ok=True)
-            os.close(handle)
+            if handle != NO_LOCK:
+                os.close(handle)
 
 
 def prospects() -> str:
@@ -333,7 +340,7 @@ def prospects() -> str:
 def whole_checkpoints(folder: Path) -> list[tuple[str, int, Path]]:
     """The newest checkpoint that was saved whole of each phase, in the order of the phases: its phase, step, folder."""
     newest: dict[str, tuple[int, Path]] = {}
-    for mark in folder.glob(f"checkpoints/*/checkpoint-*/{WHOLE}"):
+    for mark in folder.glob(f"checkpoints/*/checkpoint-*/{COMPLETE}"):
         phase, number = mark.parent.parent.name.replace("_", " "), mark.parent.name.rpartition("-")[2]
         if number.isdecimal() and int(number) > newest.get(phase, (-1, mark))[0]:
             newest[phase] = (int(number), mark.parent)

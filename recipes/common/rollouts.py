@@ -58,11 +58,11 @@ class Rollouts:
         if engine == "model":
             if not machine.has_gpu():
                 _generate_merged(model)
-            else:
-                # Sampling from nan would end the process on a GPU, without a word of the cause; from noise, the loss
-                # is nan and says it.
-                model.generation_config.remove_invalid_values = True
             self.sampler: Sampler = ModelSampler(model, tokenizer)
+            if machine.has_gpu():
+                # Sampling from nan would end the process on a GPU, without a word of the cause; from noise, the loss
+                # is nan and says it. TRL's own config leaves this to the model's.
+                model.generation_config.remove_invalid_values = True
         elif machine.has_gpu():
             self.scratch = tempfile.TemporaryDirectory()
             bring_adapter = partial(_unsloth_adapter, model, self.scratch.name)

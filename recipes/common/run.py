@@ -42,7 +42,7 @@ NOT_CONFIGURATION = {
     *("output_dir", "resume", "max_hours", "push_to_hub", "run_name", "report_to", "save_steps", "show_tokens"),
     *("per_device_train_batch_size", "gradient_accumulation_steps"),  # how the same update fits into memory
 }
-FLAGS = 2  # which flags config.json is of: raise it when one changes its name or its meaning
+FLAGS = 3  # which flags and rows config.json is of: raise it when a flag or the split changes its meaning
 
 
 class Run:

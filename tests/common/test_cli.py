@@ -40,9 +40,12 @@ class Full(RunArgs):
         OSError(errno.EDQUOT, "Disk quota exceeded"),
     ],
 )
-def test_a_full_disk_in_the_systems_words(error: OSError) -> None:
+def test_a_full_disk_in_the_systems_words(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
     sentence = explain(error)
-    assert sentence is not None and sentence.startswith("the disk is full") and "--resume" in sentence
+    assert sentence is not None and sentence.startswith("the disk is full")
+    assert sentence.endswith("then give the same command again")  # there is no run yet
+    monkeypatch.setattr(resuming, "prospects", lambda: "goes on")
+    assert str(explain(error)).endswith("then go on with --resume")
     assert error.filename is None or error.filename in sentence
 
 
@@ -367,6 +370,7 @@ def out_of_memory() -> list[Exception]:
 def test_where_memory_runs_out_the_flags_to_lower_are_told(
     args: Args, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(resuming, "prospects", lambda: "goes on")
     for error in out_of_memory():
 
         def full(args: Args, error: Exception = error) -> None:

@@ -253,9 +253,6 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_told(
 
 
 def test_a_checkpoint_is_whole_by_the_mark_of_the_callbacks(runs: Runs) -> None:
-    from recipes.common.callbacks import COMPLETE
-
-    assert resuming.WHOLE == COMPLETE
     assert [(phase, step) for phase, step, _ in resuming.whole_checkpoints(runs.killed)] == [
         ("warm start", 2),
         ("grpo", 1),
@@ -358,10 +355,10 @@ def test_another_adapter_is_refused(runs: Runs, tmp_path: Path) -> None:
 
 
 def test_what_a_large_file_is_known_by_sees_its_ends_and_its_middle(tmp_path: Path) -> None:
-    from eval.files import WHOLE, fingerprint
+    from eval.files import READ_WHOLE, fingerprint
 
     path = tmp_path / "model.safetensors"
-    path.write_bytes(bytes(WHOLE + 2**20))
+    path.write_bytes(bytes(READ_WHOLE + 2**20))
     known = fingerprint(path)
     for place in (0, 2**20 - 1, 2**20, path.stat().st_size - 1):
         with open(path, "r+b") as file:
@@ -374,23 +371,64 @@ def test_what_a_large_file_is_known_by_sees_its_ends_and_its_middle(tmp_path: Pa
     assert fingerprint(path) != known
 
 
-def test_the_commit_of_a_hub_model_is_kept_once_it_is_known(
+def test_the_weights_of_a_hub_model_are_kept_once_they_are_known(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They are known by their contents: a new commit that leaves them alone, of a model card, changes nothing."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     spec, config = resolve("nobody/nothing"), tmp_path / "config.json"
     config.write_text('{"weights": {}}')
     resuming.settle(tmp_path, spec, False)
     assert json.loads(config.read_text()) == {"weights": {}}  # not downloaded yet
-    ref = tmp_path / "hub" / "models--nobody--nothing" / "refs" / "main"
-    ref.parent.mkdir(parents=True)
-    for commit in ("a" * 40, "a" * 40):
-        ref.write_text(commit)
+
+    def download(commit: str, content: str) -> None:
+        cached = tmp_path / "hub" / "models--nobody--nothing"
+        blob, snapshot = cached / "blobs" / content, cached / "snapshots" / commit
+        for folder in (blob.parent, snapshot, cached / "refs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        blob.write_text("weights")
+        (snapshot / "model.safetensors").symlink_to(blob)
+        (cached / "refs" / "main").write_text(commit)
+
+    download("a" * 40, "one")
+    resuming.settle(tmp_path, spec, False)
+    known = json.loads(config.read_text())
+    assert [*known["weights"]] == ["the hub's nobody/nothing"]
+    download("b" * 40, "one")
+    resuming.settle(tmp_path, spec, False)
+    assert json.loads(config.read_text()) == known
+    download("c" * 40, "two")
+    with pytest.raises(ValueError, match=r"the weights of the hub's nobody/nothing were \w+ and are \w+"):
         resuming.settle(tmp_path, spec, False)
-        assert json.loads(config.read_text()) == {"weights": {"commit of nobody/nothing": "a" * 40}}
-    ref.write_text("b" * 40)
-    with pytest.raises(ValueError, match=r"the weights of commit of nobody/nothing were a{40} and are b{40}"):
-        resuming.settle(tmp_path, spec, False)
+
+
+def test_an_empty_cache_of_the_hub_is_no_other_model() -> None:
+    """The next session on Colab or Kaggle has one, and adapters that flags name are known all the same."""
+    begun = {"weights": {"the hub's org/x": "1", "--start-from adapter": "2"}}
+    assert resuming.differences(begun, {"weights": {"--start-from adapter": "2"}}) == []
+    assert resuming.differences({"weights": {"--start-from adapter": "2"}}, begun) == []
+    assert resuming.differences(begun, {"weights": {"the hub's org/x": "1"}}) == ["--start-from adapter is gone"]
+
+
+def test_a_reward_model_that_was_the_newest_is_given_by_its_folder(tmp_path: Path) -> None:
+    begun = {"reward": "trained", "weights": {"--reward adapter": "1"}}
+    named = {"reward": str(tmp_path), "weights": {"--reward adapter": "1"}}
+    assert resuming.differences(begun, named) == []
+    assert resuming.differences(begun, named | {"weights": {"--reward adapter": "2"}}) != []
+
+
+def test_where_no_lock_can_be_had_the_run_is_known_all_the_same(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    folder = Path(shutil.copytree(runs.killed, tmp_path / "run"))
+    monkeypatch.setattr(resuming.fcntl, "flock", refuse)
+    resuming.take(folder)
+    assert "No lock can be had" in capsys.readouterr().out and resuming.prospects() != ""
+    resuming.leave(folder)
+    assert not (folder / resuming.LOCK).exists()
 
 
 # Which folder

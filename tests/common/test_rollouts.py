@@ -101,6 +101,7 @@ def test_where_unsloth_starts_no_engine_the_model_writes(
     rollouts = Rollouts("vllm", model, tokenizer, 64)
     assert rollouts.engine == "model" and isinstance(rollouts.sampler, ModelSampler)
     assert "without vLLM" in capsys.readouterr().out
+    assert model.generation_config.remove_invalid_values  # as on every GPU where the model writes
     assert len(rollouts.sampler.sample(PROMPTS[:2], **GREEDY)) == 2
 
 

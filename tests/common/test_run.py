@@ -140,7 +140,7 @@ def test_a_new_run_keeps_its_configuration(tmp_path: Path) -> None:
     assert run.folder.parent == tmp_path / "toy" / "smollm2-135m"
     # Where and how long to run, and who is told, is no configuration.
     assert json.loads((run.folder / "config.json").read_text()) == {
-        "flags": 2,
+        "flags": 3,
         "recipe": "toy",
         "model": "smollm2-135m",
         "learning_rate": 1e-4,
@@ -212,7 +212,7 @@ def test_a_run_of_other_flags_is_not_resumed(tmp_path: Path) -> None:
     """Folders of before December 2026 do not say of which flags they are, and their --warmup-steps meant others."""
     run = open_run(tmp_path)
     config = json.loads((run.folder / "config.json").read_text())
-    for flags in ({}, {"flags": 1}):
+    for flags in ({}, {"flags": 1}, {"flags": 2}):
         old = {name: value for name, value in config.items() if name != "flags"} | flags
         (run.folder / "config.json").write_text(json.dumps(old | {"warmup_steps": 13}))
         with pytest.raises(
