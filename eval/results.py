@@ -243,3 +243,12 @@ def read_results(path: Path) -> Results:
     if not isinstance(results, dict) or not isinstance(results.get("complete"), bool):
         raise ValueError(f"{path} is damaged (it does not say whether its run is complete): {MEND}")
     return results  # type: ignore[return-value]
+
+
+def complete_results(path: Path) -> Results | None:
+    """The content of the results.json of a complete run; None where it is another's, not there or damaged."""
+    try:
+        results = read_results(path)
+    except (OSError, ValueError):
+        return None
+    return results if results["complete"] else None

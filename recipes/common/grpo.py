@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS = 8  # of a step of the warm start
-ROOM_FOR_PROMPTS = ("passage_tokens", "max_prompt_length")  # flags, of which a recipe has the one
+ROOM_FOR_PROMPTS = ("passage_tokens", "max_prompt_length")  # flags, of which a recipe has the one or none
 
 
 class Policy(NamedTuple):
@@ -57,8 +57,8 @@ def load_policy(args: GRPOArgs | PPOArgs, spec: ModelSpec, *, max_prompt_length:
     """The policy, with room for prompts of `max_prompt_length` tokens and completions of `--max-completion-length`."""
     engine, longest = choose(args.rollouts, args.load_in_4bit), max_prompt_length + args.max_completion_length
     model, tokenizer = load(args, spec, max_seq_length=longest, engine=engine)
-    (name, *_) = [name for name in ROOM_FOR_PROMPTS if hasattr(args, name)]
-    flag = f"--{name.replace('_', '-')}"
+    named = [f"--{name.replace('_', '-')}" for name in ROOM_FOR_PROMPTS if hasattr(args, name)]
+    flag = named[0] if named else "the room that the recipe gives prompts"
     return Policy(model, tokenizer, Rollouts(engine, model, tokenizer, longest), max_prompt_length, flag)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.results import read_results
+from eval.results import complete_results
 from recipes.common import machine, resuming
 from recipes.common.model_table import default_alias
 from recipes.common.models import open_source, resolve
@@ -115,7 +115,7 @@ def rewarder(args: Any) -> Callable[[Any], Reward]:
     if args.reward != "trained":
         return comparers.reward_by_name(args.reward)
     runs = Path(args.output_dir) / "ultrafeedback_reward" / resolve(args.model).alias.replace("/", "--")
-    done = [path.parent for path in runs.glob("*/results.json") if read_results(path)["complete"]]
+    done = [path.parent for path in runs.glob("*/results.json") if complete_results(path)]
     if not done:
         raise ValueError(
             f"--reward trained found no reward model of {args.model} in {runs}: first run `python "

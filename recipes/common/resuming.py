@@ -19,7 +19,7 @@ from typing import Any
 from data.source import rows_read
 from eval import files
 from eval.files import read_json, write_json_atomic, write_text_atomic
-from eval.results import MetricsLine, Record, Records, read_lines, read_results, scan_lines
+from eval.results import MetricsLine, Record, Records, complete_results, read_lines, read_results, scan_lines
 from recipes.common.model_table import ModelSpec
 from recipes.common.models import ON_HUB, folder_identity, weights_identity
 
@@ -586,12 +586,12 @@ def clean_up(parent: Path) -> None:
     """Remove the checkpoints that a kill left in complete runs of `parent`, which no one goes on from."""
     for checkpoints in parent.glob("*/checkpoints"):
         folder = checkpoints.parent
+        if folder.resolve() in _held or not complete_results(folder / "results.json"):
+            continue
         try:
-            done = read_results(folder / "results.json")["complete"]
-            if done and folder.resolve() not in _held:
-                take(folder)
-                shutil.rmtree(checkpoints, ignore_errors=True)
-                leave(folder)
-                print(f"Removed the checkpoints of {folder}, which is complete.")
+            take(folder)
         except (OSError, ValueError):
-            continue  # not complete, or its process is at it
+            continue  # its process is at it, or nothing may be written there
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        leave(folder)
+        print(f"Removed the checkpoints of {folder}, which is complete.")

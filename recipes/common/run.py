@@ -27,7 +27,7 @@ from typing import Any
 
 from eval.files import write_json_atomic, write_text_atomic
 from eval.metrics import compare, headline, short_name, side_scores, summarise
-from eval.results import Record, Records, Results, Stage, Steps, WinRate, read_results
+from eval.results import Record, Records, Results, Stage, Steps, WinRate, complete_results
 from eval.winrate import describe, win_rate
 from recipes.common import machine, resuming
 from recipes.common.clock import Clock
@@ -324,12 +324,10 @@ def _plan(recipe: str, args: Any, parent: Path) -> str:
     ]
     line = f"Phases: {', '.join(told)}"
     for path in sorted(parent.glob("*/results.json"), reverse=True):
-        try:
-            results = read_results(path)
-        except (OSError, ValueError):
-            continue  # damaged since
+        if not (results := complete_results(path)):
+            continue
         seconds, then = results["seconds"], _phases(recipe, results["args"], results["steps"])
-        if results["complete"] and phases.keys() <= then.keys() & seconds.keys():
+        if phases.keys() <= then.keys() & seconds.keys():
             scaled = [
                 seconds[name] * (amount / before if amount and (before := then[name]) else 1)
                 for name, amount in phases.items()

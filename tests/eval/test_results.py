@@ -8,7 +8,7 @@ import pytest
 
 from eval.metrics import compare, summarise
 from eval.pairs import reward_records
-from eval.results import Comparison, Record, Stage, WinRate, read_lines, read_results
+from eval.results import Comparison, Record, Stage, WinRate, complete_results, read_lines, read_results
 from eval.winrate import win_rate
 
 GUARDED: dict[str, Any] = {"correct": "a", "format": None, "guard": "b"}
@@ -58,6 +58,7 @@ def test_a_damaged_line_is_one_sentence(damage: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"complete": "yes"}'])
 def test_damaged_results_are_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(content, encoding="utf-8")
+    assert complete_results(tmp_path / "results.json") is None  # where others are looked through, it is passed over
     with pytest.raises(ValueError, match=rf"^{tmp_path / 'results.json'} is damaged \(.+\): put a whole copy"):
         read_results(tmp_path / "results.json")
 
